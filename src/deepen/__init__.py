@@ -1,0 +1,66 @@
+"""deepen: make language models deeper, heal them, judge them and run them.
+
+The verbs of the command line are functions here, with the same names. Each is imported when it is first used, so that
+`import deepen` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepen.doctor import doctor
+    from deepen.evaluate import evaluate
+    from deepen.export import export
+    from deepen.generate import generate
+    from deepen.model import load
+    from deepen.pipeline import run
+    from deepen.plan import Plan, plan
+    from deepen.scale import scale
+    from deepen.train.pretrain import pretrain
+    from deepen.verify import verify
+
+__all__ = ["Plan", "doctor", "evaluate", "export", "generate", "load", "plan", "pretrain", "run", "scale", "verify"]
+__version__ = version("deepen")
+
+_HOME = {
+    "Plan": "deepen.plan",
+    "doctor": "deepen.doctor",
+    "evaluate": "deepen.evaluate",
+    "export": "deepen.export",
+    "generate": "deepen.generate",
+    "load": "deepen.model",
+    "plan": "deepen.plan",
+    "pretrain": "deepen.train.pretrain",
+    "run": "deepen.pipeline",
+    "scale": "deepen.scale",
+    "verify": "deepen.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deepen' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing `deepen.scale` would bind the module over the verb of the same name; the verb stays."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _HOME and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
