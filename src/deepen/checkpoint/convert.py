@@ -1,0 +1,107 @@
+"""Turn one floating-point type into another while streaming, rounding to nearest even, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from deepen.checkpoint.copy import Files, Span
+from deepen.errors import CheckpointError, UnsupportedModelError
+
+FLOATS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+"""Bytes per element of the types that can be converted into each other."""
+
+_ELEMENTS = 1 << 18
+
+
+def convert_span(
+    files: Files,
+    source: Span,
+    source_dtype: str,
+    targets: list[Span],
+    dtype: str,
+    name: str,
+    advance: Callable[..., None],
+) -> tuple[str, str]:
+    """Convert a tensor's bytes from `source_dtype` to `dtype` and write them to every target.
+
+    Args:
+        files: open descriptors.
+        source: where the tensor lies; its length is a multiple of the element size.
+        source_dtype: one of `FLOATS`.
+        targets: where it goes.
+        dtype: one of `FLOATS`.
+        name: the tensor's name, for messages.
+        advance: called with the number of bytes written.
+
+    Returns:
+        The SHA-256 of the source bytes and of the written bytes.
+
+    Raises:
+        CheckpointError: a finite value does not fit the new type, or the file became shorter.
+    """
+    read_hash, write_hash, done, written = hashlib.sha256(), hashlib.sha256(), 0, 0
+    while done < source.nbytes:
+        data = os.pread(
+            files.reading(source.file),
+            min(_ELEMENTS * FLOATS[source_dtype], source.nbytes - done),
+            source.offset + done,
+        )
+        if not data or len(data) % FLOATS[source_dtype]:
+            raise CheckpointError("the file became shorter while it was read", where=source.file, next="run again")
+        result = convert(data, source_dtype, dtype, name)
+        for target in targets:
+            if os.pwrite(files.writing(target.file), result, target.offset + written) != len(result):
+                raise OSError(28, "short write", str(target.file))
+            advance(len(result))
+        read_hash.update(data)
+        write_hash.update(result)
+        done += len(data)
+        written += len(result)
+    return read_hash.hexdigest(), write_hash.hexdigest()
+
+
+def convert(data: bytes, source_dtype: str, dtype: str, name: str) -> bytes:
+    """Convert little-endian elements; NaN stays NaN, infinity stays infinity, nothing finite may overflow.
+
+    Raises:
+        CheckpointError: a finite value would become infinite.
+        UnsupportedModelError: one of the types is not a plain float.
+    """
+    if source_dtype not in FLOATS or dtype not in FLOATS:
+        raise UnsupportedModelError(
+            f"{name}: {source_dtype} cannot be converted to {dtype}",
+            next="leave out --dtype to keep the bytes as they are",
+        )
+    if source_dtype == dtype:
+        return data
+    values = _decode(data, source_dtype)
+    if dtype == "BF16":
+        result, finite = _to_bfloat16(values)
+    else:
+        with np.errstate(over="ignore"):
+            result = values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
+        finite = np.isfinite(result)
+    if not finite.all() and not (finite | ~np.isfinite(values)).all():
+        raise CheckpointError(f"{name} holds values too large for {dtype}", next="use bfloat16 or float32 instead")
+    return result.tobytes()
+
+
+def _decode(data: bytes, dtype: str) -> np.ndarray[tuple[int], np.dtype[np.floating]]:
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
+
+
+def _to_bfloat16(
+    values: np.ndarray[tuple[int], np.dtype[np.floating]],
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.uint16]], np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    with np.errstate(over="ignore"):
+        bits = values.astype("<f4").view("<u4")
+    # round to nearest, ties to even; a NaN keeps a set mantissa bit so that it cannot become infinity
+    rounded = ((bits.astype("<u8") + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    result = np.where(np.isnan(values), (bits >> 16).astype("<u2") | 0x40, rounded).astype("<u2")
+    return result, (result & 0x7F80) != 0x7F80
