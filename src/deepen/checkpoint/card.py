@@ -49,7 +49,7 @@ def draw_layers(source_layers: int, layers: Sequence[int], identity: Sequence[in
     Args:
         source_layers: depth of the base.
         layers: base index of each layer of the deepened model.
-        identity: positions that start as the identity; a run with such layers is drawn lighter.
+        identity: positions that start as the identity; they are drawn lighter.
     """
     width = len(str(max(len(layers), source_layers) - 1))
     columns = min(_BAR, source_layers)
@@ -58,9 +58,11 @@ def draw_layers(source_layers: int, layers: Sequence[int], identity: Sequence[in
     lines = []
     for number, (start, end) in enumerate(runs[:_MOST]):
         first, last = layers[start], layers[end - 1]
-        left, right = first * columns // source_layers, -(-(last + 1) * columns // source_layers)
-        fill = "▒" if light & set(range(start, end)) else "█"
-        bar = "·" * left + fill * (right - left) + "·" * (columns - right)
+        cells = ["·"] * columns
+        for position in sorted(range(start, end), key=lambda position: position not in light):  # what is not lighter wins
+            left, right = layers[position] * columns // source_layers, -(-(layers[position] + 1) * columns // source_layers)
+            cells[left:right] = ("▒" if position in light else "█") * (right - left)
+        bar = "".join(cells)
         seam = ""
         if number:
             before = layers[start - 1]

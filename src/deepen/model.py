@@ -1,0 +1,157 @@
+"""A checkpoint as a plain transformers model; with a plan, a deeper one over the same weights."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepen import architecture
+from deepen.checkpoint import open_checkpoint, resolve
+from deepen.errors import CheckpointError, MissingDependencyError, OptionError, UnsupportedModelError
+from deepen.plan import Plan, parse_plan, read_architecture
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
+
+
+def load(
+    model: str | Path,
+    plan: Plan | Mapping[str, Any] | str | None = None,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a model and its tokenizer; with a plan, run the deepened model over one set of weights.
+
+    The deepened model is an ordinary transformers model of the base's own class: its decoder layers are thin shells with their
+    own `layer_idx` and cache slot, and every shell of a base layer holds the same parameters. Layers that start as the identity share
+    one set of constant output projections.
+
+    Args:
+        model: a checkpoint folder, a Hub id or a `.gguf` file.
+        plan: a Plan, plan options such as `{"drop": 8}`, or slices such as `"0:24,8:32"`.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`; by default the checkpoint's own.
+        device: `"cpu"`, `"cuda"`, …; the CPU by default.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer (None if the checkpoint has none).
+
+    Raises:
+        CheckpointError, UnsupportedModelError, PlanError: as `deepen scale`.
+        MissingDependencyError: transformers is not installed.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            "loading a model needs torch and transformers", next="pip install 'deepen[run]'"
+        ) from error
+    path = resolve(model)
+    if path.is_file():
+        return _load_gguf(path, plan, dtype, device)
+    checkpoint = open_checkpoint(path)
+    stack, _ = read_architecture(checkpoint)
+    if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise OptionError(f"dtype {dtype!r} is unknown", next="choose float32, bfloat16 or float16")
+    try:
+        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", local_files_only=True)
+        has_tokenizer = any((path / name).is_file() for name in _TOKENIZER_FILES)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True) if has_tokenizer else None
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"transformers cannot load it: {_first_line(error)}",
+            where=path,
+            next="check it with `deepen plan`, or update transformers",
+        ) from error
+    base = base.to(device or "cpu").eval()
+    if plan is not None:
+        base = _virtual(base, checkpoint.config, stack, _plan(plan, stack.num_hidden_layers), path)
+    return base, tokenizer
+
+
+def _load_gguf(
+    path: Path, plan: Plan | Mapping[str, Any] | str | None, dtype: str | None, device: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    from deepen.scale.decode import decode_gguf
+
+    with tempfile.TemporaryDirectory(prefix="deepen-") as folder:
+        decode_gguf(path, Path(folder), dtype=dtype or "keep")
+        return load(folder, plan, dtype=dtype, device=device)
+
+
+def _plan(plan: Plan | Mapping[str, Any] | str, source_layers: int) -> Plan:
+    if isinstance(plan, Plan):
+        return parse_plan(source_layers, plan=plan)
+    if isinstance(plan, str):
+        plan = {"layers": plan} if re.fullmatch(r"[\d:,\s]+", plan) else {"plan": plan}
+    return parse_plan(source_layers, **plan)
+
+
+def _virtual(base: Any, config: dict[str, Any], stack: architecture.Stack, plan: Plan, where: Path) -> Any:
+    import torch
+
+    deep_config = type(base.config).from_dict(architecture.deepen_config(config, plan.layers, stack))
+    with torch.device("meta"):
+        deep = type(base)._from_config(deep_config, attn_implementation=base.config._attn_implementation, dtype=base.dtype)
+    path = stack.prefix.rstrip(".").split(".")
+    source, target = base, deep
+    if not hasattr(base, path[0]):  # GPT-2 and its like save their layers without the name of the model around them
+        path.insert(0, base.base_model_prefix)
+    for name in path:
+        if not hasattr(target, name):
+            raise UnsupportedModelError(
+                f"transformers keeps the layers elsewhere than the checkpoint ({stack.prefix}*)",
+                where=where,
+                next="use `deepen scale`",
+            )
+        _share_all_but(target, source, name)
+        source, target = getattr(source, name), getattr(target, name)
+    constants: dict[Any, torch.nn.Parameter] = {}
+    for position, layer in enumerate(plan.layers):
+        _share(target[position], source[layer])
+        if position in plan.identity:
+            _write_nothing(target[position], config, where, constants)
+    deep.generation_config = base.generation_config
+    return deep.eval()
+
+
+def _share_all_but(target: torch.nn.Module, source: torch.nn.Module, name: str) -> None:
+    target._parameters, target._buffers = dict(source._parameters), dict(source._buffers)
+    for child_name, child in source.named_children():
+        if child_name != name:
+            setattr(target, child_name, child)
+
+
+def _share(target: torch.nn.Module, source: torch.nn.Module) -> None:
+    # the modules stay the target's own, with their layer_idx; parameters and buffers become the source's
+    originals = dict(source.named_modules())
+    for name, module in target.named_modules():
+        module._parameters, module._buffers = dict(originals[name]._parameters), dict(originals[name]._buffers)
+
+
+def _write_nothing(
+    layer: torch.nn.Module, config: dict[str, Any], where: Path, constants: dict[Any, torch.nn.Parameter]
+) -> None:
+    import torch
+
+    names = [name for name, _ in layer.named_parameters()]
+    for name, value in architecture.residual_writers(config, names, where).items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = layer.get_submodule(owner_name)
+        like = owner._parameters[leaf]
+        assert like is not None
+        key = (like.shape, value)  # every layer of a model has one type and device
+        if key not in constants:
+            constants[key] = torch.nn.Parameter(torch.full_like(like, value), requires_grad=False)
+        owner._parameters[leaf] = constants[key]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
