@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from deepen.verify import verify
 
 __all__ = ["Plan", "doctor", "evaluate", "export", "generate", "load", "plan", "pretrain", "run", "scale", "verify"]
-__version__ = version("deepen")
-
 _HOME = {
     "Plan": "deepen.plan",
     "doctor": "deepen.doctor",
@@ -43,6 +40,10 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import
+
+        return version("deepen")
     if name not in _HOME:
         raise AttributeError(f"module 'deepen' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -49,6 +49,7 @@ def load(
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise MissingDependencyError(
             "loading a model needs torch and transformers", next="pip install 'deepen[run]'"
@@ -60,6 +61,7 @@ def load(
     stack, _ = read_architecture(checkpoint)
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise OptionError(f"dtype {dtype!r} is unknown", next="choose float32, bfloat16 or float16")
+    disable_progress_bar()  # "Loading weights", of a second or two
     try:
         base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", local_files_only=True)
         has_tokenizer = any((path / name).is_file() for name in _TOKENIZER_FILES)

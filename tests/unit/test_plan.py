@@ -173,8 +173,8 @@ def test_bad_plan_files(tmp_path, text):
 def test_explain_names_runs_and_seams():
     text = parse_plan(32, drop=8).explain()
     assert "32 layers become 48" in text
-    assert "seam 23 -> 8, distance 15" in text
-    assert "24 .. 47  <-  base  8 .. 31" in text
+    assert "seam 23 → 8, distance 15" in text
+    assert "base  8-31" in text
 
 
 def test_plan_of_a_checkpoint(tmp_path):

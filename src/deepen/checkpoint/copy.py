@@ -1,8 +1,8 @@
 """Move byte ranges between files: in the kernel where it can, hashed beside, in bounded memory.
 
 `copy_file_range` lets the file system share blocks (a reflink) or at least keeps the bytes out of this process; where it is
-refused, a plain read and write takes its place. The hash runs in a second thread, one span ahead of or behind the copy, so that
-the source is read from the disk once.
+refused, a plain read and write takes its place. The hash runs in a thread of its own, never far from the copy, so that the
+source is read from the disk once and both find it in the page cache.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from pathlib import Path
 from deepen.errors import CheckpointError
 
 _CHUNK = 32 << 20  # one system call; small enough to answer Ctrl-C at once
-_BUFFER = 1 << 20  # fits the second-level cache, where hashing is fastest
+_BUFFER = 1 << 20
+_LAG = 512 << 20  # hashing may fall this many bytes behind before the copy waits for it
+_HASHERS = 1 if (os.cpu_count() or 1) <= 2 else 2  # one core of SHA-256 is slower than a good disk
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ETXTBSY}
 
 
@@ -45,14 +48,19 @@ def copy_spans(copies: Sequence[tuple[Span, Sequence[Span]]], advance: Callable[
     Raises:
         CheckpointError: a source is shorter than it was, or changed while it was read.
     """
-    with Files() as files, ThreadPoolExecutor(1) as hasher:
-        digests = []
+    with Files() as files, ThreadPoolExecutor(_HASHERS) as hashers:
+        digests: list[Future[str]] = []
+        behind: deque[tuple[Future[str], int]] = deque()
+        lag = 0
         for source, targets in copies:
-            digests.append(hasher.submit(hash_span, source, files.reading(source.file)))
+            digests.append(hashers.submit(hash_span, source, files.reading(source.file)))
+            behind.append((digests[-1], source.nbytes))
+            lag += source.nbytes
             for target in targets:
                 _copy(files.reading(source.file), source, files.writing(target.file), target.offset, advance)
-            if len(digests) > 1:
-                digests[-2].result()  # the hash keeps pace, so that both read from the page cache
+            while behind and (lag > _LAG or behind[0][0].done()):
+                behind[0][0].result()
+                lag -= behind.popleft()[1]
         result = [digest.result() for digest in digests]
         files.check_unchanged()
     return result

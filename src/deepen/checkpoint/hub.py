@@ -30,7 +30,8 @@ _NOT_NEEDED = [
 
 def is_hub_id(model: str | Path) -> bool:
     """Whether a model name means a repository on the Hub: it looks like one and no such path exists here."""
-    return isinstance(model, str) and not Path(model).exists() and _HUB_ID.match(model) is not None
+    looks_like_one = isinstance(model, str) and not model.endswith(".gguf") and _HUB_ID.match(model) is not None
+    return looks_like_one and not Path(model).exists()
 
 
 def resolve(model: str | Path) -> Path:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from deepen.checkpoint.card import draw_layers
 from deepen.errors import PlanError
 
 MAX_LAYERS = 1000  # the deepest released models have some 130
@@ -112,18 +113,9 @@ class Plan:
         )
 
     def explain(self) -> str:
-        """The plan as text: a row per run of base layers, with the seams between."""
-        width = len(str(max(self.num_hidden_layers, self.source_layers) - 1))
-        seams = {seam.position: seam for seam in self.seams}
-        lines = [f"{self.source_layers} layers become {self.num_hidden_layers}: {self.spec}"]
-        for position, first, last in self.runs():
-            if seam := seams.get(position):
-                lines.append(f"  {'':{width * 2 + 4}} ~~ seam {seam.source} -> {seam.target}, distance {seam.distance}")
-            end = position + last - first
-            identity = sum(position <= at <= end for at in self.identity)
-            note = f"   ({identity} start as the identity)" if identity else ""
-            lines.append(f"  {position:>{width}} .. {end:>{width}}  <-  base {first:>{width}} .. {last:>{width}}{note}")
-        return "\n".join(lines)
+        """The plan as text: its slices, and a drawing with a row per run of base layers and the seams between."""
+        drawing = draw_layers(self.source_layers, self.layers, self.identity)
+        return f"{self.source_layers} layers become {self.num_hidden_layers}: {self.spec}\n\n{drawing}"
 
 
 def parse_plan(
