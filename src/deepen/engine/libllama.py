@@ -1,0 +1,242 @@
+"""llama.cpp's C interface, called with ctypes out of the xllamacpp wheel: token log-likelihoods of a GGUF, and GGUF metadata.
+
+The wheel's server gives no log-probabilities of a prompt, but its extension module exports the C functions. The structures
+`llama_model_params` and `llama_context_params` go by value and change from version to version, so they are opaque blobs here,
+larger than any of them: returned through a hidden pointer, and passed as the last argument, where the callee reads only its own
+length (both hold for the calling conventions of x86-64 System V and AArch64). Only the first four fields of the context
+parameters, unchanged for years, are set, and only if their defaults read as expected.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepen.engine.process import answer, log_tail, request_from_parent, require_xllamacpp, start
+from deepen.errors import CheckpointError, DataError, DeepenError, MachineError, MissingDependencyError
+from deepen.progress import progress
+
+_BATCH = 512  # tokens decoded at once: bounds the logits held at once, whatever the length of a window
+_CONTEXT_DEFAULTS = (512, 2048, 512, 1)  # n_ctx, n_batch, n_ubatch, n_seq_max
+
+
+class _Parameters(ctypes.Structure):
+    _fields_ = (("words", ctypes.c_uint32 * 512),)
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.POINTER(ctypes.c_float)),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+class _GgufParameters(ctypes.Structure):
+    _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
+
+
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (result, arguments)
+    "llama_backend_init": (None, ()),
+    "llama_model_default_params": (_Parameters, ()),
+    "llama_context_default_params": (_Parameters, ()),
+    "llama_model_load_from_file": (_POINTER, (ctypes.c_char_p, _Parameters)),
+    "llama_init_from_model": (_POINTER, (_POINTER, _Parameters)),
+    "llama_model_get_vocab": (_POINTER, (_POINTER,)),
+    "llama_model_n_ctx_train": (_INT, (_POINTER,)),
+    "llama_vocab_n_tokens": (_INT, (_POINTER,)),
+    "llama_get_memory": (_POINTER, (_POINTER,)),
+    "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_set_n_threads": (None, (_POINTER, _INT, _INT)),
+    "llama_batch_init": (_Batch, (_INT, _INT, _INT)),
+    "llama_decode": (_INT, (_POINTER, _Batch)),
+    "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), (_POINTER, _INT)),
+    "gguf_init_from_file": (_POINTER, (ctypes.c_char_p, _GgufParameters)),
+    "gguf_free": (None, (_POINTER,)),
+    "gguf_find_key": (ctypes.c_int64, (_POINTER, ctypes.c_char_p)),
+    "gguf_get_val_str": (ctypes.c_char_p, (_POINTER, ctypes.c_int64)),
+    "gguf_get_val_u32": (ctypes.c_uint32, (_POINTER, ctypes.c_int64)),
+}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an engine must know of a GGUF before it is loaded."""
+
+    context: int  # tokens that the model was trained for
+    has_template: bool
+
+
+def window_log_likelihoods(gguf: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Natural-log probability that llama.cpp gives each token of each window after the ones before it.
+
+    Runs in a child process and shows its progress.
+
+    Args:
+        gguf: the model file.
+        windows: token ids; every window starts with an empty context, and its first token is given, not scored.
+
+    Returns:
+        For each window of length w, w - 1 log-probabilities: a log-softmax of the logits in float64.
+
+    Raises:
+        DataError: a window is longer than the model's context or holds an id outside its vocabulary.
+        CheckpointError: llama.cpp refuses the file.
+        MissingDependencyError: xllamacpp is not installed, or its build lacks the expected C interface.
+        MachineError: llama.cpp died.
+    """
+    require_xllamacpp()
+    plain = [[int(token) for token in window] for window in windows]
+    results: list[list[float]] = []
+    with (
+        closing(start("deepen.engine.libllama", gguf, (str(gguf), plain))) as child,
+        progress("Scoring in llama.cpp", sum(map(len, plain)), "tokens") as advance,
+    ):
+        for window in plain:
+            row = child.receive()
+            assert isinstance(row, list)
+            results.append(row)
+            advance(len(window))
+    return results
+
+
+def main() -> None:
+    """The child: score each window of the request and answer with its list of log-probabilities, or with an error."""
+    (path, windows), answers = request_from_parent()
+    try:
+        for row in _score(Path(path), windows):
+            answer(answers, row.tolist())
+    except DeepenError as error:
+        answer(answers, error)
+
+
+def read_metadata(gguf: Path) -> Metadata:
+    """Read a GGUF's header with llama.cpp's own reader. Call it in a child process only.
+
+    Raises:
+        CheckpointError: the file is not a GGUF, or is cut or inconsistent.
+    """
+    library = _library()
+    file = library.gguf_init_from_file(os.fsencode(gguf), _GgufParameters(no_alloc=True, context=None))
+    if not file:
+        raise _refused(gguf)
+    try:
+        architecture = library.gguf_find_key(file, b"general.architecture")
+        if architecture < 0:
+            raise CheckpointError("the GGUF names no architecture", where=gguf, next="this is not a language model")
+        context = library.gguf_find_key(file, library.gguf_get_val_str(file, architecture) + b".context_length")
+        if context < 0:
+            raise CheckpointError("the GGUF has no context length", where=gguf, next="convert the model again")
+        return Metadata(
+            context=library.gguf_get_val_u32(file, context),
+            has_template=library.gguf_find_key(file, b"tokenizer.chat_template") >= 0,
+        )
+    finally:
+        library.gguf_free(file)
+
+
+def _score(gguf: Path, windows: list[list[int]]) -> Iterator[NDArray[np.float64]]:
+    library = _library()
+    library.llama_backend_init()
+    model = library.llama_model_load_from_file(os.fsencode(gguf), library.llama_model_default_params())
+    if not model:
+        raise _refused(gguf)
+    vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+    longest = max(map(len, windows), default=1)
+    _check_windows(gguf, windows, longest, context=library.llama_model_n_ctx_train(model), vocabulary=vocabulary)
+
+    parameters = library.llama_context_default_params()
+    parameters.words[0:4] = [longest, _BATCH, _BATCH, 1]
+    context = library.llama_init_from_model(model, parameters)
+    if not context:
+        raise MachineError(f"llama.cpp cannot make a context of {longest} tokens:\n{log_tail(2)}", where=gguf)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    library.llama_set_n_threads(context, threads, threads)
+    memory, batch = library.llama_get_memory(context), library.llama_batch_init(_BATCH, 0, 1)
+    for window in windows:
+        library.llama_memory_clear(memory, True)
+        row = np.empty(max(len(window) - 1, 0))
+        for first in range(0, len(row), _BATCH):
+            last = min(first + _BATCH, len(row))
+            _decode(library, context, batch, window[first:last], first)
+            for index in range(first, last):
+                logits = np.ctypeslib.as_array(library.llama_get_logits_ith(context, index - first), (vocabulary,))
+                row[index] = _log_softmax(logits.astype(np.float64))[window[index + 1]]
+        yield row
+
+
+def _decode(library: ctypes.CDLL, context: int, batch: _Batch, tokens: list[int], position: int) -> None:
+    batch.n_tokens = len(tokens)
+    for index, token in enumerate(tokens):
+        batch.token[index], batch.pos[index] = token, position + index
+        batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
+        batch.logits[index] = 1
+    code = library.llama_decode(context, batch)
+    if code != 0:
+        raise MachineError(f"llama.cpp cannot evaluate the tokens (llama_decode returned {code}):\n{log_tail(2)}")
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max()
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def _check_windows(gguf: Path, windows: list[list[int]], longest: int, *, context: int, vocabulary: int) -> None:
+    if longest > context:
+        raise DataError(
+            f"a window has {longest} tokens, but the model's context holds {context}",
+            where=gguf,
+            next=f"use windows of at most {context} tokens",
+        )
+    for window in windows:
+        for token in window:
+            if not 0 <= token < vocabulary:
+                raise DataError(
+                    f"token {token} is outside the model's vocabulary of {vocabulary}",
+                    where=gguf,
+                    next="tokenise with this model's own tokenizer",
+                )
+
+
+def _library() -> ctypes.CDLL:
+    """The shared library, with the signatures of the functions that are used here, checked against what is expected."""
+    import xllamacpp
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    try:
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise _unexpected(f"its library lacks {name}") from error
+    defaults = tuple(library.llama_context_default_params().words[0:4])
+    if defaults != _CONTEXT_DEFAULTS:
+        raise _unexpected(f"its context parameters start with {defaults}, not {_CONTEXT_DEFAULTS}")
+    return library
+
+
+def _unexpected(what: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"this build of xllamacpp has another C interface than the one deepen knows: {what}",
+        next="pip install 'deepen[run]' in a fresh environment for the version that deepen was tested with",
+    )
+
+
+def _refused(gguf: Path) -> CheckpointError:
+    return CheckpointError(
+        f"llama.cpp refuses this file:\n{log_tail(2)}", where=gguf, next="check that the file is a complete GGUF model"
+    )

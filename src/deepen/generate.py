@@ -1,0 +1,153 @@
+"""Ask a model once: a prompt in, an answer out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepen.engine import Chunk, Engine, FinishReason, Message, open_engine
+from deepen.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer and what it took."""
+
+    text: str
+    finish_reason: FinishReason
+    """`stop`: the model ended it or a stop string came; `length`: the limit or the context is reached."""
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    """From the prompt to the last token, the loading of the model not counted."""
+    first_token_seconds: float
+    """From the prompt to the first text."""
+    tokens_per_second: float
+    """`completion_tokens` divided by `seconds`."""
+    engine: str
+    energy_joules: float | None
+    """None where it is not measured."""
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    engine: str = "auto",
+    system: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    seed: int | None = None,
+    greedy: bool = False,
+    stop: Sequence[str] = (),
+    raw: bool = False,
+    on_text: Callable[[str], None] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    drop: int | None = None,
+    layers: str | None = None,
+    repeat: str | None = None,
+    expand: int | None = None,
+    plan: str | Path | None = None,
+    identity_init: bool = False,
+) -> Generation:
+    """Generate an answer to a prompt, or a continuation of it where the model has no chat template.
+
+    Args:
+        model: a checkpoint folder, a Hub id or a GGUF file.
+        prompt: sent as a user's message through the model's chat template, if it has one.
+        engine: `llamacpp`, `transformers`, or `auto` to choose.
+        system: a system message before the prompt; needs a chat template.
+        max_new_tokens: generate at most so many, and never past the model's context.
+        temperature: 0 takes the likeliest token each time; higher is more varied.
+        seed: makes sampling repeatable.
+        greedy: the same as temperature 0.
+        stop: strings that end the answer; they are not part of it.
+        raw: continue the prompt as it stands, without the chat template.
+        on_text: called with each piece of text as it comes.
+        device: where the engine transformers puts the model, such as `cpu` or `cuda:0`.
+        dtype: the dtype that the engine transformers computes in, such as `float32`.
+        drop: layer plan, as in `scale`: the deepened model runs without being written. So do the next five.
+        layers: slices of layers.
+        repeat: a range of layers to run again.
+        expand: a number of new blocks.
+        plan: a plan file.
+        identity_init: repeated layers start as the identity.
+
+    Raises:
+        OptionError: an option is out of range or does not fit the others.
+        DataError: the prompt is empty, or longer than the model's context.
+    """
+    temperature = 0.0 if greedy else temperature
+    _check(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, system=system, raw=raw)
+    options: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "drop": drop,
+            "layers": layers,
+            "repeat": repeat,
+            "expand": expand,
+            "plan": plan,
+            "identity_init": identity_init or None,
+        }.items()
+        if value is not None
+    }
+    with closing(open_engine(model, engine=engine, plan=options, device=device, dtype=dtype)) as opened:
+        text = prompt if raw else _prompt(opened, prompt, system)
+        start = time.perf_counter()
+        pieces: list[str] = []
+        first: float | None = None
+        last = Chunk("")
+        chunks = opened.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
+        with closing(chunks):
+            for last in chunks:
+                if last.text:
+                    first = time.perf_counter() - start if first is None else first
+                    pieces.append(last.text)
+                    if on_text is not None:
+                        on_text(last.text)
+        seconds = time.perf_counter() - start
+    assert last.finish_reason is not None, "an engine's last chunk has a finish reason"
+    return Generation(
+        text="".join(pieces),
+        finish_reason=last.finish_reason,
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=last.completion_tokens,
+        seconds=seconds,
+        first_token_seconds=seconds if first is None else first,
+        tokens_per_second=last.completion_tokens / seconds,
+        engine=opened.name,
+        energy_joules=None,
+    )
+
+
+def _prompt(engine: Engine, prompt: str, system: str | None) -> str:
+    if engine.has_template:
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+        return engine.render([{"role": "system", "content": system}, *messages] if system is not None else messages)
+    if system is not None:
+        raise OptionError(
+            "the model has no chat template, so it takes no system message",
+            where="--system",
+            next="put the instruction into the prompt",
+        )
+    return prompt
+
+
+def _check(
+    *, max_new_tokens: int, temperature: float, seed: int | None, stop: Sequence[str], system: str | None, raw: bool
+) -> None:
+    if max_new_tokens < 1:
+        raise OptionError(f"{max_new_tokens} new tokens cannot be generated", where="--max-new-tokens", next="use 1 or more")
+    if not 0 <= temperature <= 100:
+        raise OptionError(f"{temperature} is not a temperature", where="--temperature", next="use a number such as 0.7")
+    if seed is not None and not 0 <= seed < 2**32 - 1:
+        raise OptionError(f"{seed} is not a seed", where="--seed", next="use a number from 0 to 4294967294")
+    if isinstance(stop, str) or "" in stop:
+        raise OptionError("stop strings are a list of texts, none of them empty", where="--stop", next='such as ["\\n"]')
+    if raw and system is not None:
+        raise OptionError("--raw leaves the chat template out, so there is no place for it", where="--system", next="drop one")

