@@ -1,0 +1,175 @@
+"""Look before you leap, and build: plan, doctor, scale, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deepen.cli import options
+from deepen.cli.options import size
+from deepen.cli.printing import print_json, print_path, print_table, print_text
+from deepen.units import format_bytes, format_count
+
+_NAMES_SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the program."""
+    app.command(rich_help_panel="Look before you leap")(plan)
+    app.command(rich_help_panel="Look before you leap")(doctor)
+    app.command(rich_help_panel="Build")(scale)
+    app.command(rich_help_panel="Build")(verify)
+
+
+def plan(
+    model: options.Model,
+    drop: options.Drop = None,
+    layers: options.Layers = None,
+    repeat: options.Repeat = None,
+    expand: options.Expand = None,
+    plan: options.PlanFile = None,
+    identity_init: options.IdentityInit = False,
+    as_: options.As = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan to a file that --plan reads.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Show and price a layer plan, from the config and the tensor headers alone."""
+    from deepen.plan import describe
+
+    chosen: dict[str, Any] = {
+        "drop": drop, "layers": layers, "repeat": repeat, "expand": expand, "plan": plan, "identity_init": identity_init,
+    }  # fmt: skip
+    described = describe(model, **chosen, as_=as_)
+    if output is not None:
+        _write_plan(model, chosen, output, overwrite)
+    if json:
+        print_json(described)
+        return
+    from deepen.plan import Plan
+
+    planned = Plan(described["source_layers"], tuple(described["layers"]), tuple(described["identity"]))
+    print_text(planned.explain() + "\n")
+    print_table(
+        [
+            ("parameters", f"{described['parameters']:,}", f"the base has {described['source_parameters']:,}"),
+            ("weights", format_bytes(described["weight_bytes"]), ""),
+            ("on disk", format_bytes(described["disk_bytes"]), "with tokenizer and other files"),
+            ("KV cache", format_bytes(described["kv_bytes_per_token"]), "per token, float16"),
+            ("compute", f"{format_count(described['flops_per_token'])} FLOP", "per token, without attention over the context"),
+            *(
+                (f"to train, {name.replace('_', ' ')}", format_bytes(size), "without activations")
+                for name, size in described["train_bytes"].items()
+            ),
+        ]
+    )
+    for warning in described["warnings"]:
+        print_text(f"warning: {warning}")
+
+
+def _write_plan(model: str, chosen: dict[str, Any], output: Path, overwrite: bool) -> None:
+    from deepen.output import new_file
+    from deepen.plan import plan as make_plan
+
+    with new_file(output, overwrite=overwrite) as partial:
+        partial.write_text(make_plan(model, **chosen).to_yaml(), encoding="utf-8")
+
+
+def doctor(json: options.Json = False) -> None:
+    """Say what this machine can do, and what to install for what is missing."""
+    from deepen.doctor import doctor as examine
+
+    found = examine()
+    if json:
+        print_json(found)
+        return
+    memory, disk, cpu = found["memory"], found["disk"], found["cpu"]
+    print_table(
+        [
+            ("deepen", f"{found['versions']['deepen']} on Python {found['versions']['python']}, {found['system']}"),
+            ("processor", f"{cpu['model']}, {cpu['cores']} cores"),
+            *(("accelerator", _gpu(gpu["name"], gpu["memory_bytes"])) for gpu in found["gpus"]),
+            ("memory", f"{format_bytes(memory['available_bytes'])} free of {format_bytes(memory['total_bytes'])}"),
+            ("disk", f"{format_bytes(disk['free_bytes'])} free of {format_bytes(disk['total_bytes'])} at {disk['path']}"),
+        ]
+    )
+    print_text("")
+    print_table(
+        [
+            (
+                name,
+                "yes" if ability["ready"] else "no",
+                ability["uses"] if ability["ready"] else f"install: {ability['install']}",
+            )
+            for name, ability in found["abilities"].items()
+        ],
+        ("can", "ready", ""),
+    )
+
+
+def _gpu(name: str, memory_bytes: int | None) -> str:
+    return name if memory_bytes is None else f"{name}, {format_bytes(memory_bytes)}"
+
+
+def scale(
+    model: options.Model,
+    out: options.Out,
+    drop: options.Drop = None,
+    layers: options.Layers = None,
+    repeat: options.Repeat = None,
+    expand: options.Expand = None,
+    plan: options.PlanFile = None,
+    identity_init: options.IdentityInit = False,
+    as_: options.As = None,
+    max_position_embeddings: Annotated[
+        int | None, typer.Option(metavar="N", help="Context length to write with --as; 4096 unless given.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="keep, bfloat16, float16 or float32; converted while streaming.")
+    ] = "keep",
+    shard_size: Annotated[
+        int,
+        typer.Option(parser=size, metavar="SIZE", help="The largest file of weights; 5GB unless given.", show_default=False),
+    ] = 5 * 10**9,
+    to: Annotated[str | None, typer.Option(metavar="hf", help="Turn a GGUF into a checkpoint folder.")] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Make a model deeper: copy the bytes of its layers as a plan says."""
+    from deepen.scale import scale as make
+
+    written = make(
+        model, out, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init,
+        as_=as_, max_position_embeddings=max_position_embeddings, dtype=dtype, shard_size=shard_size, to=to,
+        overwrite=overwrite,
+    )  # fmt: skip
+    print_path(written, json=json)
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="An output of scale.")],
+    source: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model it was made from; its tensors are hashed too.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Prove that every tensor is byte-equal to the one it was copied from; exit code 1 if one is not."""
+    from deepen.verify import verify as check
+
+    found = check(out, source)
+    if json:
+        print_json(found)
+    else:
+        print_text(f"{found.equal} of {found.tensors} tensors are as the manifest says")
+        for kind in ("different", "missing", "unexpected"):
+            names = getattr(found, kind)
+            for name in names[:_NAMES_SHOWN]:
+                print_text(f"{kind}: {name}")
+            if len(names) > _NAMES_SHOWN:
+                print_text(f"{kind}: … and {len(names) - _NAMES_SHOWN} more")
+    if not found.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,66 @@
+"""Options that several verbs share, with their help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deepen.errors import OptionError
+from deepen.units import parse_bytes, parse_count
+
+
+def with_unit(parse: Callable[[str], int]) -> Callable[[Any], int]:
+    """A parser of numbers with units that typer can name the option of."""
+
+    def read(text: Any) -> int:
+        try:
+            return parse(text)
+        except OptionError as error:
+            raise typer.BadParameter(error.what) from error
+
+    return read
+
+
+count = with_unit(parse_count)
+size = with_unit(parse_bytes)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a Hub id org/name.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The new folder or file; it appears when it is complete.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+
+_PLAN = "Layer plan (exactly one)"
+Drop = Annotated[
+    int | None,
+    typer.Option(
+        metavar="M", help="Depth up-scaling: without the last M layers, then without the first M.", rich_help_panel=_PLAN
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="Slices of layers, as in Python: 0:24,8:32.", rich_help_panel=_PLAN),
+]
+Repeat = Annotated[
+    str | None,
+    typer.Option(metavar="I:J", help="Layers I to J-1 run twice, in place; I:JxK runs them K times.", rich_help_panel=_PLAN),
+]
+Expand = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="K new identity blocks spread evenly (LLaMA Pro).", rich_help_panel=_PLAN),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A plan file, or a mergekit passthrough YAML.", rich_help_panel=_PLAN),
+]
+IdentityInit = Annotated[
+    bool,
+    typer.Option("--identity-init", help="Later occurrences of a layer start as the identity.", rich_help_panel=_PLAN),
+]
+As = Annotated[str | None, typer.Option("--as", metavar="llama", help="Turn a Mistral checkpoint into the Llama architecture.")]
+
+Data = Annotated[list[Path], typer.Option(metavar="PATH", help="Text: .txt, .md or .jsonl; several may follow.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where a checkpoint runs, such as cpu or cuda.")]
+Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="What it computes in: float32, bfloat16 or float16.")]

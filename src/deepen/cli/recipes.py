@@ -1,0 +1,113 @@
+"""All of it: run, check, recipes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deepen.cli import options
+from deepen.cli.printing import print_json, print_table, print_text
+from deepen.errors import printable
+from deepen.units import format_bytes, format_count, format_seconds
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of `deepen recipes`.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change an option of a stage; may be given again.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the program."""
+    app.command(rich_help_panel="All of it")(run)
+    app.command(rich_help_panel="All of it")(check)
+    app.command(rich_help_panel="All of it")(recipes)
+
+
+def run(
+    recipe: Recipe,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the commands and what is done already.")] = False,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    set: Set = [],  # noqa: A002, B006
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it all lies; runs/NAME unless given.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make stages again whose options or input changed.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Run the stages of a recipe; those that are done are skipped."""
+    from deepen.pipeline import run as run_recipe
+
+    def announce(number: int, total: int, stage: dict[str, Any]) -> None:
+        done = " (done already)" if stage["status"] == "done" else ""
+        print(printable(f"[{number}/{total}] {stage['name']}{done}: {stage['command']}"), file=sys.stderr)
+
+    report = run_recipe(
+        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, on_stage=None if dry_run else announce
+    )
+    if json:
+        print_json(report)
+    elif dry_run:
+        print_table(
+            [(stage["name"], stage["status"], stage["command"]) for stage in report["stages"]], ("stage", "", "command")
+        )
+    else:
+        _print_report(report)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    rows = []
+    for stage in report["stages"]:
+        model, task = stage["model"], (stage["result"] or {}).get("tasks", {}).get("perplexity")
+        error = f" ± {task['stderr']:.2f}" if task and task["stderr"] is not None else ""
+        rows.append(
+            (
+                stage["name"],
+                str(model["layers"]),
+                format_count(model["parameters"]),
+                format_bytes(model["bytes"]),
+                f"{task['value']:.2f}{error}" if task else "",
+                format_seconds(stage["seconds"]),
+                stage["output"],
+            )
+        )
+    print_table(rows, ("stage", "layers", "parameters", "size", "perplexity", "time", "output"))
+    for stage in report["stages"]:
+        if "text" in (stage["result"] or {}):
+            print_text(f"\n{stage['name']}: {stage['prompt']}\n  {stage['result']['text'].strip()}")
+    for picture in report["pictures"]:
+        print_text(f"\npicture: {picture}")
+
+
+def check(recipe: Recipe, set: Set = [], json: options.Json = False) -> None:  # noqa: A002, B006
+    """Check a recipe: its words, its files, and whether its plans fit the base."""
+    from deepen.pipeline import check as check_recipe
+
+    found = check_recipe(recipe, set=set)
+    if json:
+        print_json(found)
+        return
+    print_table([(stage["name"], stage["command"]) for stage in found["stages"]], ("stage", "command"))
+    print_text(f"\n{found['recipe']}: {len(found['stages'])} stages, no problems")
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this recipe.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the recipes that come with deepen, or print one."""
+    from deepen.pipeline import recipes as list_recipes
+
+    found = list_recipes()
+    if name is not None:
+        from deepen.pipeline import find_recipe
+
+        text = find_recipe(name).read_text(encoding="utf-8")
+        if json:
+            print_json({"name": name, "text": text})
+        else:
+            print_text(text.rstrip("\n"))
+    elif json:
+        print_json({"recipes": found})
+    else:
+        print_table([(each["name"], each["about"], each["path"]) for each in found], ("name", "about", "file"))

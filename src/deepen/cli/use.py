@@ -1,0 +1,81 @@
+"""Run: generate and export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepen.cli import options
+from deepen.cli.options import count
+from deepen.cli.printing import print_json, print_path
+from deepen.errors import OptionError, printable
+from deepen.units import format_seconds
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the program."""
+    app.command(rich_help_panel="Run")(generate)
+    app.command(rich_help_panel="Run")(export)
+
+
+def generate(
+    model: options.Model,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say; read from stdin unless given.")] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="auto, llamacpp or transformers.")] = "auto",
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(parser=count, metavar="N", help="Generate at most N tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0 takes the likeliest token; higher is more varied.")] = 0.7,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
+    stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End the answer here; may be given again.")] = [],  # noqa: B006
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt without the chat template.")] = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    drop: options.Drop = None,
+    layers: options.Layers = None,
+    repeat: options.Repeat = None,
+    expand: options.Expand = None,
+    plan: options.PlanFile = None,
+    identity_init: options.IdentityInit = False,
+    json: options.Json = False,
+) -> None:
+    """Ask a model once and print its answer."""
+    if prompt is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise OptionError("there is no prompt", where="PROMPT", next='write deepen generate MODEL "your question"')
+        prompt = sys.stdin.read()
+    from deepen.generate import generate as answer
+
+    def show(text: str) -> None:
+        print(printable(text), end="", flush=True)
+
+    found = answer(
+        model, prompt, engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        greedy=greedy, stop=stop, raw=raw, on_text=None if json else show, device=device, dtype=dtype, drop=drop,
+        layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init,
+    )  # fmt: skip
+    if json:
+        print_json(found)
+        return
+    print()
+    print(
+        f"{found.completion_tokens} tokens in {format_seconds(found.seconds)},"
+        f" {found.tokens_per_second:.1f} tokens/s ({found.finish_reason})",
+        file=sys.stderr,
+    )
+
+
+def export(
+    model: options.Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The new file.")],
+    quantize: Annotated[str, typer.Option(metavar="TYPE", help="Format of the matrices: F32, F16, BF16 or Q8_0.")] = "F16",
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Write a checkpoint as one GGUF file, checked against its source."""
+    from deepen.export import export as write
+
+    print_path(write(model, out, quantize=quantize, overwrite=overwrite), json=json)

@@ -1,0 +1,87 @@
+"""What is written twice is generated or tested: the command-line page, links, commands in the documentation, recipes."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from deepen.cli import app
+from deepen.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
+COMMANDS = typer.main.get_command(app).commands
+
+
+def test_the_command_line_page_is_what_the_program_says() -> None:
+    spec = importlib.util.spec_from_file_location("generate_cli", ROOT / "docs" / "generate_cli.py")
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generator.generate(), "run python docs/generate_cli.py"
+
+
+def test_the_verbs_are_those_of_this_version() -> None:
+    verbs = ["plan", "doctor", "scale", "verify", "pretrain", "evaluate", "generate", "export", "run", "check", "recipes"]
+    assert list(COMMANDS) == verbs
+
+
+def test_every_option_has_help() -> None:
+    for verb, command in COMMANDS.items():
+        assert command.help, verb
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (verb, parameter.name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_documentation_exist(page: Path) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        words = shlex.split(line, comments=True)[1:]
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        verbs = [word for word in words if not word.startswith("-")]
+        if not verbs:
+            assert set(options) <= {"--help", "--version"}, line
+            continue
+        assert verbs[0] in COMMANDS, line
+        known = {name for parameter in COMMANDS[verbs[0]].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert set(options) <= known | {"--help", "--debug"}, line
+
+
+def commands(text: str) -> list[str]:
+    """Lines of shell blocks, and comment lines of recipes, that call the program."""
+    blocks = re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines() + [
+        line.lstrip("# ") for line in text.splitlines() if line[:2] == "# "
+    ]
+    parts = [part.strip().removeprefix("$ ") for line in lines for part in line.split("&&")]
+    return [part.removeprefix("python -m ") for part in parts if re.match(r"(python -m )?deepen( |$)", part)]
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    text = "```sh\n$ deepen plan x --drop 8\npython a.py && deepen doctor\n```\n#   deepen run y.yaml\n"
+    assert commands(text) == ["deepen plan x --drop 8", "deepen doctor", "deepen run y.yaml"]
+
+
+def test_there_are_pages_and_recipes() -> None:
+    assert ROOT / "docs" / "cli.md" in PAGES
+    assert ROOT / "recipes" / "smollm2-cpu.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_recipe_is_sound_and_opens_with_its_command_needs_and_cost(recipe: Path) -> None:
+    assert load_recipe(recipe).name == recipe.stem
+    opening = recipe.read_text(encoding="utf-8").partition("\n\n")[0]
+    assert f"deepen run recipes/{recipe.name}" in opening
+    assert "Needs:" in opening
+    assert "Costs:" in opening

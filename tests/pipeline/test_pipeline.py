@@ -1,0 +1,231 @@
+"""A whole recipe with a tiny model: what is done is skipped, what changed is refused or made again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepen.errors import OptionError, OutputError, RecipeError
+from deepen.pipeline import check, find_recipe, recipes, run
+from deepen.recipe import load_recipe
+from exportable import write_checkpoint
+from trainable import write_text
+
+RECIPE = """
+name: tiny
+base: base
+stages:
+  - {stage: evaluate, name: before, data: held_out.txt, window: 64, tokens: 256}
+  - {stage: scale, drop: 1}
+  - {stage: evaluate, name: after, data: held_out.txt, window: 64, tokens: 256}
+  - {stage: pretrain, data: train.txt, tokens: 256, sequence_length: 32, batch_tokens: 64, validation: held_out.txt,
+     validation_tokens: 128, every: 2, base: base}
+  - {stage: evaluate, name: healed, data: held_out.txt, window: 64, tokens: 256}
+  - {stage: export, quantize: F16}
+  - {stage: scale, name: deeper-gguf, repeat: 0:2}
+  - {stage: generate, prompt: the old river, greedy: true, max_new_tokens: 4}
+"""
+CHEAP = """
+name: cheap
+base: base
+stages:
+  - {stage: scale, drop: 1}
+  - {stage: evaluate, data: held_out.txt, window: 64, tokens: 256}
+  - {stage: scale, name: deepest, drop: 2}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a three-layer model and two texts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)  # these models are too small to share
+    write_checkpoint(tmp_path / "base")
+    write_text(tmp_path / "train.txt", 1000)
+    write_text(tmp_path / "held_out.txt", 300, seed=1)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "cheap.yaml").write_text(CHEAP)
+    return tmp_path
+
+
+def statuses(report: dict) -> list[str]:
+    return [stage["status"] for stage in report["stages"]]
+
+
+def test_a_whole_recipe(place: Path) -> None:
+    report = run("tiny.yaml")
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    assert statuses(report) == ["to do"] * 8
+    assert {name: stage["model"]["layers"] for name, stage in stages.items()} == {
+        "before": 3, "scale": 4, "after": 4, "pretrain": 4, "healed": 4, "export": 4, "deeper-gguf": 6, "generate": 6,
+    }  # fmt: skip
+    perplexity = {name: stages[name]["result"]["tasks"]["perplexity"]["value"] for name in ("before", "after", "healed")}
+    assert perplexity["healed"] < perplexity["after"]
+    assert stages["generate"]["result"]["engine"] == "llamacpp"
+    assert stages["generate"]["result"]["completion_tokens"] == 4
+    assert report["folder"] == "runs/tiny"
+    assert report["pictures"] == ["runs/tiny/pretrain/recovery.png"]
+    assert (place / "runs/tiny/scale/deepen.json").is_file()
+    assert (place / "runs/tiny/export.gguf").is_file()
+    assert (place / "runs/tiny/deeper-gguf.gguf").is_file()
+    assert json.loads((place / "runs/tiny/healed.json").read_text())["result"] == stages["healed"]["result"]
+    assert json.loads(json.dumps(report)) == report
+
+    again = run("tiny.yaml")
+    assert statuses(again) == ["done"] * 8
+    assert [stage["result"] for stage in again["stages"]] == [stage["result"] for stage in report["stages"]]
+
+
+def test_the_same_content_under_other_dates_is_done(place: Path) -> None:
+    run("cheap.yaml")
+    for file in [*(place / "base").iterdir(), place / "held_out.txt"]:
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+    assert statuses(run("cheap.yaml")) == ["done"] * 3
+
+
+def test_changed_options_and_inputs_are_refused_unless_told_to_overwrite(place: Path) -> None:
+    run("cheap.yaml")
+    made = (place / "runs/cheap/scale/config.json").read_text()
+    with pytest.raises(OutputError, match="stage 'scale' was done with other options or another input"):
+        run("cheap.yaml", set=["scale.drop=0"])
+    assert (place / "runs/cheap/scale/config.json").read_text() == made
+    report = run("cheap.yaml", set=["scale.drop=0"], overwrite=True)
+    assert statuses(report) == ["changed"] * 3
+    assert [stage["model"]["layers"] for stage in report["stages"]] == [6, 6, 8]
+    assert statuses(run("cheap.yaml", set=["scale.drop=0"])) == ["done"] * 3
+
+
+def test_a_changed_text_is_another_input(place: Path) -> None:
+    run("cheap.yaml")
+    write_text(place / "held_out.txt", 300, seed=2)
+    with pytest.raises(OutputError, match="stage 'evaluate'"):
+        run("cheap.yaml")
+    assert statuses(run("cheap.yaml", overwrite=True)) == ["done", "changed", "done"]
+
+
+def test_a_lost_output_is_made_again_and_the_same_content_keeps_what_follows(place: Path) -> None:
+    run("cheap.yaml")
+    for file in (place / "runs/cheap/scale").iterdir():
+        file.unlink()
+    (place / "runs/cheap/scale").rmdir()
+    assert statuses(run("cheap.yaml")) == ["to do", "done", "done"]
+
+
+def test_until_and_out(place: Path) -> None:
+    report = run("cheap.yaml", until="evaluate", out="elsewhere")
+    assert [stage["name"] for stage in report["stages"]] == ["scale", "evaluate"]
+    assert not (place / "runs").exists()
+    assert not (place / "elsewhere" / "deepest").exists()
+    with pytest.raises(OptionError, match="no stage is called 'x'"):
+        run("cheap.yaml", until="x")
+
+
+def test_a_dry_run_writes_nothing(place: Path) -> None:
+    report = run("cheap.yaml", dry_run=True)
+    assert statuses(report) == ["to do"] * 3
+    assert report["stages"][0]["command"] == "deepen scale base runs/cheap/scale --drop 1"
+    assert report["stages"][1]["command"] == ("deepen evaluate runs/cheap/scale --data held_out.txt --tokens 256 --window 64")
+    assert not (place / "runs").exists()
+    run("cheap.yaml", until="scale")
+    assert statuses(run("cheap.yaml", dry_run=True)) == ["done", "to do", "to do"]
+    assert statuses(run("cheap.yaml", dry_run=True, set=["scale.drop=0"])) == ["changed", "to do", "to do"]
+
+
+def test_stages_are_announced_in_order(place: Path) -> None:
+    heard = []
+    run("cheap.yaml", on_stage=lambda number, total, stage: heard.append((number, total, stage["name"], stage["status"])))
+    assert heard == [(1, 3, "scale", "to do"), (2, 3, "evaluate", "to do"), (3, 3, "deepest", "to do")]
+
+
+def test_problems_are_found_before_the_first_stage(place: Path) -> None:
+    (place / "bad.yaml").write_text(CHEAP.replace("held_out.txt", "lost.txt").replace("drop: 2", "drop: 5"))
+    for verb in (check, run):
+        with pytest.raises(RecipeError) as caught:
+            verb("bad.yaml")
+        assert "stage 'evaluate': data: there is no lost.txt" in str(caught.value)
+        assert "stage 'deepest': --drop 5" in str(caught.value)  # of the four layers that the stage before would make
+    assert not (place / "runs").exists()
+
+
+def test_a_base_that_is_missing(place: Path) -> None:
+    with pytest.raises(RecipeError, match=r"base: there is no demo/lost\.gguf"):
+        check("cheap.yaml", set=["base=demo/lost.gguf"])
+
+
+def test_check_says_what_would_be_done(place: Path) -> None:
+    found = check("tiny.yaml")
+    assert (found["recipe"], found["base"], len(found["stages"])) == ("tiny", "base", 8)
+    assert found["stages"][3]["command"].endswith("--every 2 --base base")
+    assert found["stages"][7]["command"].startswith("deepen generate runs/tiny/deeper-gguf.gguf 'the old river'")
+
+
+def test_check_imports_no_torch(place: Path) -> None:
+    code = (
+        "import sys; from deepen.pipeline import check; check('tiny.yaml')\n"
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_killed_in_the_middle_and_run_again(place: Path) -> None:
+    (place / "long.yaml").write_text(RECIPE.replace("tokens: 256, seq", "tokens: 9600, seq").replace("every: 2", "every: 75"))
+    process = subprocess.Popen([sys.executable, "-m", "deepen", "run", "long.yaml"], stderr=subprocess.DEVNULL)
+    metrics = place / "runs/tiny/.pretrain.partial/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (place / "runs/tiny/pretrain").exists()
+    with pytest.raises(OutputError, match="stage 'pretrain' was done with other options or another input"):
+        run("long.yaml", set=["pretrain.seed=1"])
+    report = run("long.yaml", until="pretrain")
+    assert statuses(report) == ["done", "done", "done", "to do"]
+    assert (place / "runs/tiny/pretrain/recovery.png").is_file()
+
+
+def test_a_record_that_is_no_record_counts_as_changed(place: Path) -> None:
+    run("cheap.yaml", until="scale")
+    for content in ("", "[]", "{}"):
+        (place / "runs/cheap/scale.json").write_text(content)
+        assert statuses(run("cheap.yaml", dry_run=True))[0] == "changed"
+
+
+def test_the_recipes_that_come_with_deepen_are_recipes() -> None:
+    found = recipes()
+    assert "smollm2-cpu" in [each["name"] for each in found]
+    for each in found:
+        assert load_recipe(each["path"]).name == each["name"]
+        assert each["about"]
+        assert f"deepen run recipes/{each['name']}.yaml" in Path(each["path"]).read_text()
+        assert find_recipe(each["name"]) == Path(each["path"])
+
+
+def test_an_unknown_recipe_names_the_nearest(place: Path) -> None:
+    with pytest.raises(RecipeError, match='did you mean "smollm2-cpu"'):
+        find_recipe("smolm2-cpu")
+
+
+def test_the_command_line(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deepen", "run", "cheap.yaml", "--until", "evaluate"], capture_output=True, text=True, check=True
+    )
+    header, scale, evaluate = done.stdout.splitlines()
+    assert header.split() == ["stage", "layers", "parameters", "size", "perplexity", "time", "output"]
+    assert scale.split()[:2] == ["scale", "4"]
+    assert "±" in evaluate
+    assert "[1/2] scale: deepen scale base runs/cheap/scale --drop 1" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "deepen", "run", "cheap.yaml", "--json"], capture_output=True, text=True, check=True
+    )
+    assert statuses(json.loads(done.stdout)) == ["done", "done", "to do"]
