@@ -30,8 +30,8 @@ def load(
     """Load a model and its tokenizer; with a plan, run the deepened model over one set of weights.
 
     The deepened model is an ordinary transformers model of the base's own class: its decoder layers are thin shells with their
-    own `layer_idx` and cache slot, and every shell of a base layer holds the same parameters. Layers that start as the identity share
-    one set of constant output projections.
+    own `layer_idx` and cache slot, and every shell of a base layer holds the same parameters. Layers that start as the identity
+    share one set of constant output projections.
 
     Args:
         model: a checkpoint folder, a Hub id or a `.gguf` file.

@@ -54,7 +54,7 @@ def verify(out: str | Path, source: str | Path | None = None) -> Verification:
     """Re-read and re-hash every byte of an output, and of its source if given, and compare with the manifest.
 
     Args:
-        out: a folder or `.gguf` file that `deepen scale` wrote.
+        out: a folder or `.gguf` file that deepen wrote.
         source: the model it was made from; its tensors are hashed too, and each copy compared with its original.
 
     Raises:
@@ -75,26 +75,22 @@ def verify(out: str | Path, source: str | Path | None = None) -> Verification:
         tensors = _tensors(path)
     except CheckpointError as error:
         return Verification(len(records), 0, damaged or (str(error.where),), (), ())
-    originals = None if source is None else _tensors(resolve(source))
+    originals = {} if source is None else _tensors(resolve(source))
+    used = {record["source"] for record in records.values()} & originals.keys()
 
-    used = dict.fromkeys(record["source"] for record in records.values()) if originals is not None else {}
-    total = sum(tensor.nbytes for tensor in tensors.values()) + sum(
-        originals[name].nbytes for name in used if originals and name in originals
-    )
-    different, missing, source_hashes = list(damaged), [], {}
+    different, missing, source_hashes, equal = list(damaged), [], {}, 0
+    total = sum(tensor.nbytes for tensor in tensors.values()) + sum(originals[name].nbytes for name in used)
     with progress("verify", total, "B") as advance:
         for name in used:
-            if originals is not None and name in originals:
-                source_hashes[name] = _hash(originals[name])
-                advance(originals[name].nbytes)
-        equal = 0
+            source_hashes[name] = _hash(originals[name])
+            advance(originals[name].nbytes)
         for name, record in records.items():
             if name not in tensors:
                 missing.append(name)
                 continue
             same = _hash(tensors[name]) == record["sha256"]
             advance(tensors[name].nbytes)
-            if originals is not None and record["source_sha256"] is not None:
+            if source is not None and record["source_sha256"] is not None:
                 same = same and source_hashes.get(record["source"]) == record["source_sha256"]
             equal += same
             if not same:
@@ -115,7 +111,9 @@ def _damaged_files(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     folder = path if path.is_dir() else path.parent
     files, headers = content.get("files", {}), content.get("shard_headers", {})
     damaged = [name for name, digest in files.items() if not (folder / name).is_file() or hash_file(folder / name) != digest]
-    damaged += [name for name, digest in headers.items() if not (folder / name).is_file() or header_hash(folder / name) != digest]
+    damaged += [
+        name for name, digest in headers.items() if not (folder / name).is_file() or header_hash(folder / name) != digest
+    ]
     if "header_sha256" in content and (
         hash_span(Span(path, 0, content["header_bytes"])) != content["header_sha256"] or not _gaps_are_zero(path)
     ):

@@ -10,6 +10,7 @@ import typer
 
 from deepen.cli import app
 from deepen.recipe import load_recipe
+from families import TOKENIZER_VOCABULARY, add_tokenizer, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -85,3 +86,33 @@ def test_every_recipe_is_sound_and_opens_with_its_command_needs_and_cost(recipe:
     assert f"deepen run recipes/{recipe.name}" in opening
     assert "Needs:" in opening
     assert "Costs:" in opening
+
+
+def test_the_maps_name_every_room() -> None:
+    rooms = {path.stem for path in (ROOT / "src" / "deepen").iterdir() if path.suffix in {"", ".py"}}
+    rooms -= {"__init__", "__main__", "__pycache__"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("src/deepen/\n")[2].partition("```")[0]
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert rooms == set(re.findall(r"[a-z_]+", "\n".join(line[:40] for line in readme.splitlines()))) & rooms
+    assert rooms <= set(re.findall(r"`([a-z_]+)/?`", design))
+    assert len(rooms) > 15
+
+
+def test_the_changelog_knows_the_version() -> None:
+    import deepen
+
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert "## [Unreleased]" in changelog or f"## [{deepen.__version__}]" in changelog
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    sizes = {"num_hidden_layers": 16, "vocab_size": TOKENIZER_VOCABULARY, "max_position_embeddings": 512}
+    add_tokenizer(make_checkpoint("llama", tmp_path / "base", **sizes))
+    (tmp_path / "held_out.txt").write_text("the layers of the base model " * 100, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert names["report"].tasks["perplexity"]["value"] > 1

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import make_checkpoint
 from safetensors.torch import load_file, save_file
 
 import deepen
 from deepen.checkpoint.reader import read_header
 from deepen.errors import DeepenError
+from families import make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,9 @@ def test_sizes_of_wrong_types_are_refused_before_any_work(broken, tmp_path, fiel
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"drop": 99}, {"drop": 2, "layers": "0:6"}, {"layers": "0:0"}, {"layers": "4:2"}, {"layers": "0:7"}, {"repeat": "x"},
-        {"drop": 2, "dtype": "int8"}, {"drop": 2, "as_": "gpt2"}, {"drop": 2, "to": "onnx"}, {"drop": 2, "to": "hf"},
+        {}, {"drop": 99}, {"drop": 2, "layers": "0:6"}, {"layers": "0:0"}, {"layers": "4:2"}, {"layers": "0:7"},
+        {"repeat": "x"}, {"drop": 2, "dtype": "int8"}, {"drop": 2, "as_": "gpt2"}, {"drop": 2, "to": "onnx"},
+        {"drop": 2, "to": "hf"},
         {"drop": 2, "shard_size": "0"}, {"drop": 2, "shard_size": "big"}, {"drop": 2, "max_position_embeddings": 4096},
     ],
 )  # fmt: skip
@@ -197,7 +198,7 @@ def test_a_full_disk_leaves_nothing(good, tmp_path):
 
 def test_a_flipped_bit_anywhere_is_found_and_named(good, tmp_path):
     out = deepen.scale(good, tmp_path / "out", drop=2)
-    tensors, data = read_header(out / "model.safetensors")
+    tensors, _ = read_header(out / "model.safetensors")
     names = {0: "model.safetensors", 100: "model.safetensors"}
     names |= {tensor.offset + tensor.nbytes // 2: tensor.name for tensor in tensors.values()}
     whole = (out / "model.safetensors").read_bytes()

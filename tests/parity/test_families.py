@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from replay import PROMPT, loaded, logits, replayed_logits, tensors
 from transformers import AutoModelForCausalLM
 
 import deepen
 from deepen.architecture import find_stack, split_name
 from deepen.plan import parse_plan
 from families import FAMILIES, make_checkpoint
+from replay import PROMPT, loaded, logits, replayed_logits, tensors
 
 SOURCE_LAYERS = 6
 

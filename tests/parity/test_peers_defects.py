@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from families import make_checkpoint
-from replay import loaded, logits, replayed_logits, tensors
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import deepen
 from deepen.errors import PlanError, UnsupportedModelError
 from deepen.plan import parse_plan
+from families import make_checkpoint
+from replay import loaded, logits, replayed_logits, tensors
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3"])

@@ -99,7 +99,8 @@ def test_identity_positions():
         {"drop": "2"}, {"layers": ""}, {"layers": "0:0"}, {"layers": "3:2"}, {"layers": "0:7"}, {"layers": "-1:3"},
         {"layers": "0:2.5"}, {"layers": "0-3"}, {"layers": "a:b"}, {"layers": "0:3,"}, {"layers": "3"}, {"layers": ":"},
         {"layers": "0:6," * 2000 + "0:6"}, {"layers": "0:10000"}, {"layers": "0:999999999"}, {"layers": "0:9999999999"},
-        {"layers": "\u0660:\u0663"}, {"repeat": "4:2"}, {"repeat": "2:2"}, {"repeat": "2:9"}, {"repeat": "1:3x1"}, {"repeat": "1:3x0"},
+        {"layers": "\u0660:\u0663"}, {"repeat": "4:2"}, {"repeat": "2:2"}, {"repeat": "2:9"}, {"repeat": "1:3x1"},
+        {"repeat": "1:3x0"},
         {"repeat": "1:3x-2"}, {"repeat": "1:3x9999"}, {"repeat": "1"}, {"expand": 0}, {"expand": 7}, {"expand": -2},
         {"expand": 1.0}, {"plan": "no/such/file.yaml"},
     ],
@@ -150,11 +151,13 @@ def test_mergekit_passthrough(tmp_path):
     [
         "", "[]", "layers: 7\n", "layers: 0:4\nsourcelayers: 6\n", "layers: [0, 1.5]\n", "layers: 0:7\n", "layers: []\n",
         "source_layers: 5\nlayers: 0:4\n", "layers: 0:4\nidentity: [4]\n", "layers: [true]\n", "layers: 0:4\nlayers: 0:5\n",
-        "merge_method: slerp\nslices: []\n", "merge_method: passthrough\nslices: []\n", "merge_method: passthrough\nslices: 3\n",
+        "merge_method: slerp\nslices: []\n", "merge_method: passthrough\nslices: []\n",
+        "merge_method: passthrough\nslices: 3\n",
         "merge_method: passthrough\nslices:\n- sources:\n  - {model: a, layer_range: [5, 2]}\n",
         "merge_method: passthrough\nslices:\n- sources:\n  - {model: a, layer_range: [-2, 6]}\n",
         "merge_method: passthrough\nslices:\n- sources:\n  - {model: a, layer_range: [0, 9]}\n",
-        "merge_method: passthrough\nslices:\n- sources:\n  - {model: a, layer_range: [0, 3]}\n  - {model: b, layer_range: [0, 3]}\n",
+        "merge_method: passthrough\nslices:\n- sources:\n  - {model: a, layer_range: [0, 3]}\n"
+        "  - {model: b, layer_range: [0, 3]}\n",
         "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 3]}]\n"
         "- sources: [{model: b, layer_range: [0, 3]}]\n",
         "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 3], parameters: {scale: 0.5}}]\n",

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from families import TOKENIZER_VOCABULARY, add_tokenizer, make_checkpoint
-from replay import PROMPT, loaded, logits, tensors
 from transformers import AutoTokenizer
 
 import deepen
 from deepen.checkpoint.manifest import read_manifest
 from deepen.errors import CheckpointError, UnsupportedModelError
+from families import TOKENIZER_VOCABULARY, add_tokenizer, make_checkpoint
+from replay import PROMPT, loaded, logits, tensors
 
 SIDE_FILES = {
     "LICENSE": b"Do what you like.\r\n",
@@ -47,7 +47,10 @@ def test_everything_else_travels_byte_for_byte(base, tmp_path):
     assert new["num_hidden_layers"] == 8
     assert new["auto_map"] == old["auto_map"]
     assert {key for key in old if old[key] != new[key]} == {"num_hidden_layers"}
-    assert AutoTokenizer.from_pretrained(out)("the layers").input_ids == AutoTokenizer.from_pretrained(base)("the layers").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(out)("the layers").input_ids
+        == AutoTokenizer.from_pretrained(base)("the layers").input_ids
+    )
 
 
 def test_tied_embeddings_stay_tied(base, tmp_path, caplog):
@@ -90,7 +93,9 @@ def test_the_same_command_writes_the_same_weights(base, tmp_path):
             assert file.read_bytes() == (two / file.name).read_bytes(), file.name
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.float32)]
+)
 def test_dtype_converts_while_streaming(base, tmp_path, caplog, name, dtype):
     out = deepen.scale(base, tmp_path / "deep", layers="0:6", dtype=name)
     config = json.loads((out / "config.json").read_text())

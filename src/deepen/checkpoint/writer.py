@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from deepen.checkpoint.convert import FLOATS, convert, convert_span
-from deepen.checkpoint.copy import Files, Span, copy_spans, hash_file
-from deepen.checkpoint.reader import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, Tensor
+from deepen.checkpoint.copy import Files, Span, copy_spans, hash_file, hash_span
+from deepen.checkpoint.reader import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, Tensor, read_header
 from deepen.output import write_file
 
 
@@ -82,6 +82,15 @@ def write_tensors(
     return _move(outputs, place, advance), headers
 
 
+def hash_tensors(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What `write_tensors` returns, for a folder whose tensors were trained and so have no source."""
+    tensors = [tensor for file in sorted(folder.glob("*.safetensors")) for tensor in read_header(file)[0].values()]
+    records = [
+        {"name": tensor.name, "sha256": hash_span(_span(tensor)), "source": None, "source_sha256": None} for tensor in tensors
+    ]
+    return records, {file.name: header_hash(file) for file in {tensor.file for tensor in tensors}}
+
+
 def header_hash(file: Path) -> str:
     """The SHA-256 of a safetensors file's header, length prefix included."""
     with file.open("rb") as stream:
@@ -100,10 +109,10 @@ def copy_side_files(source: Path, files: Sequence[Path], folder: Path) -> None:
 
 
 def file_hashes(folder: Path, exclude: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of every file below a folder but the excluded names, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: hash_file(path) for name, path in names.items() if name not in exclude}
+    """The SHA-256 of every file below a folder but hidden ones and the excluded names, by relative path."""
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    visible = {name.as_posix(): path for name, path in names.items() if not any(part.startswith(".") for part in name.parts)}
+    return {name: hash_file(path) for name, path in visible.items() if name not in exclude}
 
 
 def _shards(outputs: Sequence[Output], shard_bytes: int) -> list[list[Output]]:

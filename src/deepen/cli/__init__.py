@@ -108,6 +108,8 @@ def _explain(error: BaseException) -> int:
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _PIPE_CLOSED
+        case ModuleNotFoundError(name=str() as name) if name.partition(".")[0] != "deepen":
+            return _say(f"this needs the package {name}\n  Next: pip install 'deepen[all]'; see `deepen doctor`", 2)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             return _say("the disk is full\n  Next: free some space and run again", 3)
         case ConnectionError() | TimeoutError():

@@ -24,11 +24,11 @@ def recovery_curve(file: Path, curves: Mapping[str, Sequence[tuple[int, float]]]
     for name, points in curves.items():
         tokens, values = zip(*points, strict=True)
         (line,) = axes.plot(tokens, values, marker="o", markersize=4, label=name)
-        for place in {0, len(points) - 1}:
+        for place, above in {0: True, len(points) - 1: values[-1] > values[0]}.items():
             axes.annotate(
                 f"{values[place]:.2f}",
                 points[place],
-                xytext=(0, 7),
+                xytext=(0, 7 if above else -15),
                 textcoords="offset points",
                 ha="center",
                 color=line.get_color(),
@@ -39,7 +39,7 @@ def recovery_curve(file: Path, curves: Mapping[str, Sequence[tuple[int, float]]]
     axes.set_ylabel("validation perplexity (lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_count(tokens)))
-    axes.margins(x=0.06, y=0.12)
+    axes.margins(x=0.06, y=0.15)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -19,7 +19,7 @@ from deepen.checkpoint.card import model_card
 from deepen.checkpoint.copy import hash_file
 from deepen.checkpoint.gguf import is_gguf
 from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from deepen.checkpoint.writer import copy_side_files
+from deepen.checkpoint.writer import copy_side_files, file_hashes, hash_tensors
 from deepen.data.text import Paths, Tokens, check_vocabulary, encoder, pack, read_tokens, rows_of_step
 from deepen.errors import CheckpointError, DataError, OptionError, UnsupportedModelError
 from deepen.likelihood import check_context, next_tokens, summed_loss, window_losses
@@ -295,4 +295,7 @@ def _write_report(folder: Path, source: Path, facts: dict[str, Any], level: floa
     sentence = f"Perplexity on held-out text: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
     card += f"\n## Training\n\n{sentence}{against}.\n\n![Recovery curve]({CURVE_FILE})\n"
     write_file(folder / "README.md", card)
-    write_manifest(folder, **facts, seconds=time.monotonic() - start, results=results)
+    tensors, headers = hash_tensors(folder)
+    files = file_hashes(folder, exclude=(*headers, MANIFEST_FILE))
+    seconds = time.monotonic() - start
+    write_manifest(folder, **facts, seconds=seconds, results=results, files=files, tensors=tensors, shard_headers=headers)
