@@ -229,12 +229,12 @@ def test_a_changed_source_is_found(good, broken, tmp_path):
 SLOW = """
 import os, sys, deepen
 from deepen.checkpoint import copy
-real = copy._copy_chunk
-def slow(reading, read_at, writing, write_at, count):
+real = copy._write
+def slow(files, file, data, offset):
     print("moving", flush=True)
-    import time; time.sleep(0.02)
-    return real(reading, read_at, writing, write_at, min(count, 2000))
-copy._copy_chunk = slow
+    import time; time.sleep(0.05)
+    return real(files, file, data, offset)
+copy._write = slow
 deepen.scale(sys.argv[1], sys.argv[2], drop=2)
 """
 

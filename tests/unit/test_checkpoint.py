@@ -1,6 +1,7 @@
 """Bytes on disk: what is read is what the safetensors library reads, what lies is refused, what is written is exact."""
 
 import contextlib
+import hashlib
 import json
 import os
 import struct
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from deepen.checkpoint import copy as copying
 from deepen.checkpoint import open_checkpoint
 from deepen.checkpoint.convert import convert
-from deepen.checkpoint.copy import Span, copy_spans, hash_file
+from deepen.checkpoint.copy import Span, copy_spans
 from deepen.checkpoint.manifest import read_manifest, write_manifest
 from deepen.checkpoint.reader import read_header
 from deepen.checkpoint.writer import Output, write_tensors
@@ -264,32 +265,63 @@ def test_shards_are_bounded_and_exact(tmp_path, shard_bytes):
     assert all(record["sha256"] == record["source_sha256"] for record in records)
 
 
-def test_each_source_byte_is_hashed_once(tmp_path, monkeypatch):
+def test_each_source_byte_is_read_once(tmp_path, monkeypatch):
     folder, out = folder_of(tmp_path / "m"), tmp_path / "out"
     out.mkdir()
-    hashed = []
-    original = copying.hash_span
-    monkeypatch.setattr(copying, "hash_span", lambda span, *rest: hashed.append(span) or original(span, *rest))
     outputs = [Output(f"{o.name}.{i}", o.source, o.dtype) for o in outputs_of(folder) for i in range(3)]
+    read = []
+    original = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: read.append(original(*arguments)) or read[-1])
     write_tensors(out, outputs, shard_bytes=10**9, advance=lambda _: None)
-    assert len(hashed) == len(set(hashed)) == len(TENSORS)
+    assert sum(read) == sum(tensor.nbytes for tensor in open_checkpoint(folder).tensors.values())
 
 
-def test_copies_without_help_of_the_kernel(tmp_path, monkeypatch):
-    data = os.urandom(3 << 20)
+def no_direct_writes(monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECT")
+
+
+def blocks_that_do_not_suit(monkeypatch):
+    original = os.pwrite
+
+    def pwrite(descriptor, data, offset):
+        import fcntl
+
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(22, "Invalid argument")
+        return original(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+def short_writes(monkeypatch):
+    original = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: original(descriptor, data[:5000], offset))
+
+
+def nothing(_):
+    pass
+
+
+# source offset, target offset, size: misaligned, aligned and larger than the buffer, aligned with a rest, empty
+RANGES = [(5, 9, 2 << 20), (0, 4096, 9 << 20), (8, 8192, (1 << 20) + 77), (3, 0, 0)]
+
+
+@pytest.mark.parametrize("trouble", [nothing, no_direct_writes, blocks_that_do_not_suit, short_writes])
+@pytest.mark.parametrize(("source_offset", "offset", "size"), RANGES)
+def test_bytes_arrive_whatever_the_file_system_can_do(tmp_path, monkeypatch, trouble, source_offset, offset, size):
+    data = os.urandom(10 << 20)
     (tmp_path / "a").write_bytes(data)
-    (tmp_path / "b").write_bytes(bytes(4 << 20))
-
-    def refuse(*_):
-        raise OSError(18, "cross-device link")
-
-    monkeypatch.setattr(os, "copy_file_range", refuse)
+    before = os.urandom(11 << 20)
+    (tmp_path / "b").write_bytes(before)
+    (tmp_path / "c").write_bytes(before)
+    trouble(monkeypatch)
     moved = []
-    (digest,) = copy_spans([(Span(tmp_path / "a", 5, 2 << 20), [Span(tmp_path / "b", 9, 2 << 20)])], moved.append)
-    assert (tmp_path / "b").read_bytes()[9 : 9 + (2 << 20)] == data[5 : 5 + (2 << 20)]
-    assert sum(moved) == 2 << 20
-    (tmp_path / "c").write_bytes(data[5 : 5 + (2 << 20)])
-    assert digest == hash_file(tmp_path / "c")
+    targets = [Span(tmp_path / name, offset, size) for name in "bc"]
+    (digest,) = copy_spans([(Span(tmp_path / "a", source_offset, size), targets)], moved.append)
+    expected = before[:offset] + data[source_offset : source_offset + size] + before[offset + size :]
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes() == expected
+    assert sum(moved) == 2 * size
+    assert digest == hashlib.sha256(data[source_offset : source_offset + size]).hexdigest()
 
 
 def test_a_source_that_shrinks_is_noticed(tmp_path):
@@ -305,6 +337,21 @@ def test_a_source_that_changes_is_noticed(tmp_path):
     spans = [(Span(tmp_path / "a", 0, 100), [Span(tmp_path / "b", 0, 100)])]
     with pytest.raises(CheckpointError, match="changed"):
         copy_spans(spans, lambda _: (tmp_path / "a").write_bytes(b"y" * 100))
+
+
+def test_an_interrupted_copy_ends_at_once(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(1 << 20))
+    (tmp_path / "b").write_bytes(bytes(1 << 20))
+    spans = [(Span(tmp_path / "a", 0, 1 << 20), [Span(tmp_path / "b", 0, 1 << 20)])] * 500
+    calls = []
+
+    def interrupt(_):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy_spans(spans, interrupt)
+    assert len(calls) == 1
 
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deepen.checkpoint.copy import Files, Span
+from deepen.checkpoint.copy import Files, Span, write_at
 from deepen.errors import CheckpointError, UnsupportedModelError
 
 FLOATS = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
@@ -54,8 +54,7 @@ def convert_span(
             raise CheckpointError("the file became shorter while it was read", where=source.file, next="run again")
         result = convert(data, source_dtype, dtype, name)
         for target in targets:
-            if os.pwrite(files.writing(target.file), result, target.offset + written) != len(result):
-                raise OSError(28, "short write", str(target.file))
+            write_at(files, target.file, result, target.offset + written)
             advance(len(result))
         read_hash.update(data)
         write_hash.update(result)

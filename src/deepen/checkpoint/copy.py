@@ -1,29 +1,32 @@
-"""Move byte ranges between files: in the kernel where it can, hashed beside, in bounded memory.
+"""Move byte ranges between files, hashed on the way, in bounded memory.
 
-`copy_file_range` lets the file system share blocks (a reflink) or at least keeps the bytes out of this process; where it is
-refused, a plain read and write takes its place. The hash runs in a thread of its own, never far from the copy, so that the
-source is read from the disk once and both find it in the page cache.
+Each range is read once into a small buffer, hashed there, and written to all of its targets. Where a target's offset allows it,
+the write goes around the page cache (`O_DIRECT`), and what was read is dropped from it: copying a model through the cache costs
+more than the disk does. A kernel-side copy does not help: its bytes would have to be read again for the hash, and files share
+blocks (reflinks) only where both offsets lie on block boundaries, which the headers of safetensors files do not give.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.errors import CheckpointError
 
-_CHUNK = 32 << 20  # one system call; small enough to answer Ctrl-C at once
-_BUFFER = 1 << 20
-_LAG = 512 << 20  # hashing may fall this many bytes behind before the copy waits for it
-_HASHERS = 1 if (os.cpu_count() or 1) <= 2 else 2  # one core of SHA-256 is slower than a good disk
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ETXTBSY}
+BLOCK = 4096
+"""Direct writes begin and end at multiples of this; larger than the blocks of the disks in use."""
+
+_BUFFER = 8 << 20
+_HASH_BUFFER = 1 << 20
+_WORKERS = max(2, min(4, os.cpu_count() or 2))  # one reads and hashes while another waits for the disk
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Span:
 
 
 def copy_spans(copies: Sequence[tuple[Span, Sequence[Span]]], advance: Callable[..., None]) -> list[str]:
-    """Copy each source span to all of its targets, and hash it once.
+    """Copy each source span to all of its targets; each source byte is read and hashed once.
 
     Args:
         copies: pairs of a source and its targets of the same length; the target files must exist.
@@ -48,44 +51,50 @@ def copy_spans(copies: Sequence[tuple[Span, Sequence[Span]]], advance: Callable[
     Raises:
         CheckpointError: a source is shorter than it was, or changed while it was read.
     """
-    with Files() as files, ThreadPoolExecutor(_HASHERS) as hashers:
-        digests: list[Future[str]] = []
-        behind: deque[tuple[Future[str], int]] = deque()
-        lag = 0
+    stop, buffers = threading.Event(), threading.local()
+    digests = []
+    with Files() as files:
         for source, targets in copies:
-            digests.append(hashers.submit(hash_span, source, files.reading(source.file)))
-            behind.append((digests[-1], source.nbytes))
-            lag += source.nbytes
+            files.reading(source.file)
             for target in targets:
-                _copy(files.reading(source.file), source, files.writing(target.file), target.offset, advance)
-            while behind and (lag > _LAG or behind[0][0].done()):
-                behind[0][0].result()
-                lag -= behind.popleft()[1]
-        result = [digest.result() for digest in digests]
-        files.check_unchanged()
-    return result
+                files.writing(target.file)
 
+        def copy(job: tuple[Span, Sequence[Span]]) -> str:
+            if not hasattr(buffers, "block"):
+                buffers.block = memoryview(mmap.mmap(-1, _BUFFER))  # aligned to a page, as direct writes need
+            source, targets = job
+            digest, done = hashlib.sha256(), 0
+            for part in _parts(files.reading(source.file), source, buffers.block):
+                digest.update(part)
+                for target in targets:
+                    _write(files, target.file, part, target.offset + done)
+                done += len(part)
+                if stop.is_set():
+                    break
+            files.forget(source)
+            return digest.hexdigest()
 
-def hash_span(span: Span, descriptor: int | None = None) -> str:
-    """The SHA-256 of a byte range, read through a small buffer."""
-    if descriptor is None:
-        opened = os.open(span.file, os.O_RDONLY | os.O_CLOEXEC)
+        pool = ThreadPoolExecutor(_WORKERS)
         try:
-            return hash_span(span, opened)
+            for (source, targets), digest in zip(copies, pool.map(copy, copies), strict=True):
+                digests.append(digest)
+                advance(source.nbytes * len(targets))
         finally:
-            os.close(opened)
-    digest, buffer, position, end = (
-        hashlib.sha256(),
-        memoryview(bytearray(_BUFFER)),
-        span.offset,
-        span.offset + span.nbytes,
-    )
-    while position < end:
-        count = os.preadv(descriptor, [buffer[: min(_BUFFER, end - position)]], position)
-        if count == 0:
-            raise _shrunk(span)
-        digest.update(buffer[:count])
-        position += count
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+        files.check_unchanged()
+    return digests
+
+
+def hash_span(span: Span) -> str:
+    """The SHA-256 of a byte range, read through a small buffer."""
+    digest = hashlib.sha256()
+    descriptor = os.open(span.file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for part in _parts(descriptor, span, memoryview(bytearray(_HASH_BUFFER))):
+            digest.update(part)
+    finally:
+        os.close(descriptor)
     return digest.hexdigest()
 
 
@@ -99,7 +108,8 @@ class Files:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._open: dict[tuple[Path, int], int] = {}
+        self._reading: dict[Path, int] = {}
+        self._writing: dict[Path, tuple[int, int | None]] = {}
         self._seen: dict[Path, tuple[int, int]] = {}
 
     def __enter__(self) -> Files:
@@ -110,26 +120,44 @@ class Files:
 
     def reading(self, file: Path) -> int:
         """A descriptor to read `file`, whose size and time are remembered."""
-        descriptor = self._descriptor(file, os.O_RDONLY)
-        self._seen.setdefault(file, _state(descriptor))
-        return descriptor
+        if file not in self._reading:
+            self._reading[file] = self._open(file, os.O_RDONLY)
+            self._seen[file] = _state(self._reading[file])
+            _advise(self._reading[file], Span(file, 0, 0), "POSIX_FADV_SEQUENTIAL")
+        return self._reading[file]
 
-    def writing(self, file: Path) -> int:
-        """A descriptor to write into the existing `file`."""
-        return self._descriptor(file, os.O_RDWR)
+    def writing(self, file: Path) -> tuple[int, int | None]:
+        """Two descriptors to write into the existing `file`: through the page cache, and around it where that is possible."""
+        if file not in self._writing:
+            plain, direct = self._open(file, os.O_RDWR), None
+            if hasattr(os, "O_DIRECT"):
+                try:
+                    direct = self._open(file, os.O_RDWR | os.O_DIRECT)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # the file system has no direct writes
+                        raise
+            self._writing[file] = plain, direct
+        return self._writing[file]
+
+    def forget(self, span: Span) -> None:
+        """Let the page cache drop what was read."""
+        _advise(self._reading[span.file], span, "POSIX_FADV_DONTNEED")
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError if a file changed since it was opened for reading."""
         for file, state in self._seen.items():
-            if _state(self._open[file, os.O_RDONLY]) != state:
+            if _state(self._reading[file]) != state:
                 raise CheckpointError("the file changed while it was read", where=file, next="run again when nothing writes it")
 
-    def _descriptor(self, file: Path, flags: int) -> int:
-        if (file, flags) not in self._open:
-            descriptor = os.open(file, flags | os.O_CLOEXEC)
-            self._stack.callback(os.close, descriptor)
-            self._open[file, flags] = descriptor
-        return self._open[file, flags]
+    def _open(self, file: Path, flags: int) -> int:
+        descriptor = os.open(file, flags | os.O_CLOEXEC)
+        self._stack.callback(os.close, descriptor)
+        return descriptor
+
+
+def write_at(files: Files, file: Path, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at an offset of an existing file."""
+    _write(files, file, memoryview(data), offset)
 
 
 def _state(descriptor: int) -> tuple[int, int]:
@@ -137,34 +165,36 @@ def _state(descriptor: int) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _copy(reading: int, source: Span, writing: int, target_offset: int, advance: Callable[..., None]) -> None:
+def _advise(descriptor: int, span: Span, advice: str) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, span.offset, span.nbytes, getattr(os, advice))
+
+
+def _parts(descriptor: int, span: Span, buffer: memoryview) -> Iterator[memoryview]:
+    """The bytes of a span, piece by piece in one buffer."""
     done = 0
-    while done < source.nbytes:
-        count = _copy_chunk(reading, source.offset + done, writing, target_offset + done, min(_CHUNK, source.nbytes - done))
+    while done < span.nbytes:
+        count = os.preadv(descriptor, [buffer[: min(len(buffer), span.nbytes - done)]], span.offset + done)
         if count == 0:
-            raise _shrunk(source)
+            raise CheckpointError(
+                "the file became shorter while it was read", where=span.file, next="run again when nothing writes it"
+            )
         done += count
-        advance(count)
+        yield buffer[:count]
 
 
-def _copy_chunk(reading: int, read_at: int, writing: int, write_at: int, count: int) -> int:
-    if hasattr(os, "copy_file_range"):
+def _write(files: Files, file: Path, data: memoryview, offset: int) -> None:
+    plain, direct = files.writing(file)
+    while data:
+        whole = len(data) - len(data) % BLOCK
         try:
-            copied = os.copy_file_range(reading, writing, count, read_at, write_at)
+            if direct is not None and offset % BLOCK == 0 and whole:
+                count = os.pwrite(direct, data[:whole], offset)
+            else:
+                count = os.pwrite(plain, data, offset)
         except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
+            if direct is None or error.errno != errno.EINVAL:
                 raise
-        else:
-            if copied:  # some network file systems answer 0 instead of an error
-                return copied
-    data = os.pread(reading, min(count, _BUFFER), read_at)
-    written = 0
-    while written < len(data):
-        written += os.pwrite(writing, data[written:], write_at + written)
-    return len(data)
-
-
-def _shrunk(span: Span) -> CheckpointError:
-    return CheckpointError(
-        "the file became shorter while it was read", where=span.file, next="run again when nothing writes it"
-    )
+            direct = None  # larger blocks than ours, or memory that does not suit
+            continue
+        data, offset = data[count:], offset + count

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen.checkpoint.convert import FLOATS, convert, convert_span
-from deepen.checkpoint.copy import Files, Span, copy_spans, hash_file, hash_span
+from deepen.checkpoint.copy import BLOCK, Files, Span, copy_spans, hash_file, hash_span, write_at
 from deepen.checkpoint.reader import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, Tensor, read_header
 from deepen.output import write_file
 
@@ -124,8 +124,8 @@ def _shards(outputs: Sequence[Output], shard_bytes: int) -> list[list[Output]]:
             used = 0
         shards[-1].append(output)
         used += output.nbytes
-    # wide elements first keeps every tensor aligned to its element size, as the safetensors library does
-    return [sorted(shard, key=lambda output: -DTYPE_BITS[output.dtype]) for shard in shards]
+    # whole blocks first keeps them on block boundaries; then wide elements first keeps every tensor aligned to its element size
+    return [sorted(shard, key=lambda output: (output.nbytes % BLOCK != 0, -DTYPE_BITS[output.dtype])) for shard in shards]
 
 
 def _header(shard: Sequence[Output]) -> bytes:
@@ -139,7 +139,7 @@ def _header(shard: Sequence[Output]) -> bytes:
         }
         offset += output.nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % BLOCK)  # the data begin at a block boundary, where disks write fastest
     return struct.pack("<Q", len(text)) + text
 
 
@@ -191,10 +191,10 @@ def _fill(files: Files, span: Span, output: Output, advance: Callable[..., None]
     block = element * ((1 << 20) // len(element))
     while written < span.nbytes:
         data = block[: span.nbytes - written]
-        count = os.pwrite(files.writing(span.file), data, span.offset + written)
-        digest.update(data[:count])
-        written += count
-        advance(count)
+        write_at(files, span.file, data, span.offset + written)
+        digest.update(data)
+        written += len(data)
+        advance(len(data))
     return digest.hexdigest()
 
 
