@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepen.evaluate import evaluate
     from deepen.export import export
     from deepen.generate import generate
+    from deepen.merge import merge
     from deepen.model import load
     from deepen.pipeline import run
     from deepen.plan import Plan, plan
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from deepen.train.pretrain import pretrain
     from deepen.verify import verify
 
-__all__ = ["Plan", "doctor", "evaluate", "export", "generate", "load", "plan", "pretrain", "run", "scale", "verify"]
+__all__ = ["Plan", "doctor", "evaluate", "export", "generate", "load", "merge", "plan", "pretrain", "run", "scale", "verify"]
 _HOME = {
     "Plan": "deepen.plan",
     "doctor": "deepen.doctor",
@@ -31,6 +32,7 @@ _HOME = {
     "export": "deepen.export",
     "generate": "deepen.generate",
     "load": "deepen.model",
+    "merge": "deepen.merge",
     "plan": "deepen.plan",
     "pretrain": "deepen.train.pretrain",
     "run": "deepen.pipeline",

@@ -55,16 +55,28 @@ class Step:
         return str(self.out) if self.stage.makes_model else self.source
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """Further models that decide the output."""
+        base = self.options.get("base")
+        return (*self.options.get("models", ())[1:], *([base] if isinstance(base, str) else []))
+
+    @property
     def command(self) -> str:
         """The same as words for a shell."""
         words = ["deepen", self.stage.stage, self.source, *([str(self.out)] if self.stage.makes_model else [])]
+        if "models" in self.options:
+            words = ["deepen", self.stage.stage, str(self.out), *self.options["models"]]
         for key, value in self.options.items():
+            if key == "models":
+                continue
             if key == "prompt":
                 words.append(value)
                 continue
+            if key == "weights":
+                value = ",".join(map(str, value))
             option = "--" + key.rstrip("_").replace("_", "-")
             for each in value if isinstance(value, tuple) else [value]:
-                words += [option] if each is True else [option, str(each)] if each not in (None, False) else []
+                words += [option] if each is True else [] if each is None or each is False else [option, str(each)]
         return " ".join(map(shlex.quote, words))
 
 
@@ -106,7 +118,8 @@ def run(
     stages = []
     for number, step in enumerate(steps, start=1):
         stage = _describe(step)
-        key = _key(step) if Path(step.source).exists() or is_hub_id(step.source) else None
+        ready = all(Path(model).exists() or is_hub_id(model) for model in (step.source, *step.others))
+        key = _key(step) if ready else None
         stage["status"] = _status(step, key)
         if on_stage is not None:
             on_stage(number, len(steps), stage)
@@ -175,6 +188,9 @@ def _plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) 
         source, options = models[stage.from_], stage.options()
         if isinstance(base := options.get("base"), str):
             options["base"] = models.get(base, base)
+        if "models" in options:
+            options["models"] = tuple(models.get(model, model) for model in options["models"])
+            source = options["models"][0]
         is_file = stage.stage == "export" or (source.endswith(".gguf") and options.get("to") is None)
         suffix = "" if not is_file else ".gguf"
         out = folder / f"{stage.name}{suffix if stage.makes_model else '.json'}"
@@ -200,6 +216,13 @@ def _require_files(recipe: str | Path, words: Recipe, steps: Sequence[Step]) -> 
     for step in steps:
         for key, files in step.stage.path_options().items():
             problems += [f"stage {step.stage.name!r}: {key}: there is no {file}" for file in files if not file.is_file()]
+    made = {step.model for step in steps}
+    for step in steps:
+        for model in step.options.get("models", ()):
+            if model.endswith(".gguf"):
+                problems.append(f"stage {step.stage.name!r}: models: {model} is a GGUF file, which cannot be merged")
+            elif model not in made and not Path(model).exists() and not is_hub_id(model):
+                problems.append(f"stage {step.stage.name!r}: models: there is no stage above, folder or Hub id {model}")
     problems += list(_plan_problems(words, steps))
     if problems:
         raise RecipeError(
@@ -268,6 +291,10 @@ def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
             from deepen.scale import scale
 
             scale(step.source, step.out, **step.options)
+        case "merge":
+            from deepen.merge import merge
+
+            merge(step.out, **step.options)
         case "pretrain":
             from deepen.train.pretrain import pretrain
 
@@ -315,9 +342,8 @@ def _read_record(step: Step) -> dict[str, Any]:
 def _key(step: Step) -> str:
     """A hash of what decides the output: the verb, its options, and the content of the model and of every file."""
     files = {key: [_fingerprint(file) for file in paths] for key, paths in step.stage.path_options().items()}
-    base = step.options.get("base")
-    if isinstance(base, str):
-        files["base"] = [_fingerprint(resolve(base))]
+    if step.others:
+        files["models" if "models" in step.options else "base"] = [_fingerprint(resolve(model)) for model in step.others]
     options = {key: value for key, value in step.options.items() if key not in files}
     content = {"verb": step.stage.stage, "options": options, "files": files, "model": _fingerprint(resolve(step.source))}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -60,6 +60,10 @@ def _paths(value: object) -> tuple[Path, ...]:
     return tuple(_path(each) for each in (value if isinstance(value, list) else [value]))
 
 
+def _list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
 RecipeName = Annotated[str, _name(_RECIPE_NAME, "dots, '_' and '-'")]
 StageName = Annotated[str, _name(_STAGE_NAME, "'_' and '-'")]
 Count = Annotated[int, _unit(parse_count), Field(gt=0)]
@@ -81,7 +85,7 @@ class Stage(BaseModel):
     name: StageName = ""
     """Names the stage's output; the verb (and a number, if it occurs again) unless given."""
     from_: StageName = Field(default="base", alias="from")
-    """The stage whose model goes in, or `base`; the stage before unless given."""
+    """The stage whose model goes in, or `base`; the stage before unless given. A merge has `models` instead."""
 
     def path_options(self) -> dict[str, tuple[Path, ...]]:
         """The options that name files, and the files."""
@@ -123,6 +127,24 @@ class ScaleStage(PlannedStage):
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     shard_size: Bytes = 5 * 10**9
     to: Literal["hf"] | None = None
+
+
+class MergeStage(Stage):
+    """`stage: merge`; each of its `models` may be the name of a stage."""
+
+    models: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list), Field(min_length=2)]
+    method: Literal["average", "slerp"] = "average"
+    weights: Annotated[tuple[float, ...], BeforeValidator(_list)] | None = None
+    t: Annotated[float, Field(ge=0, le=1)] = 0.5
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    shard_size: Bytes = 5 * 10**9
+
+    def problems(self) -> Iterator[str]:
+        """The models come from one place, and each has its weight."""
+        if "from_" in self.model_fields_set:
+            yield "takes its models from `models`, not from `from`"
+        if self.weights is not None and len(self.weights) != len(self.models):
+            yield f"has {len(self.weights)} weights for {len(self.models)} models"
 
 
 class PretrainStage(Stage):
@@ -186,6 +208,7 @@ class GenerateStage(PlannedStage):
 
 STAGES: dict[str, type[Stage]] = {
     "scale": ScaleStage,
+    "merge": MergeStage,
     "pretrain": PretrainStage,
     "evaluate": EvaluateStage,
     "export": ExportStage,
@@ -249,7 +272,7 @@ def _stage_mappings(stages: object, problems: list[str]) -> list[dict[str, Any]]
         while "name" not in stage and name in names:
             number += 1
             name = f"{verb}-{number}"
-        mapping = {"from": before, **stage, "name": name, "index": index}
+        mapping = ({} if verb == "merge" else {"from": before}) | stage | {"name": name, "index": index}
         names.add(name if isinstance(name, str) else None)
         mappings.append(mapping)
         before = name if verb not in STAGES or STAGES[verb].makes_model else mapping["from"]
@@ -314,8 +337,9 @@ def _check_links(stages: list[dict[str, Any]], problems: list[str]) -> None:
         where = f"stage {stage['name']!r}"
         if stage["name"] in seen:
             problems.append(f"{where}: this name is taken; give another `name`")
-        if stage["from"] not in seen:
-            problems.append(f"{where}: from: no stage {stage['from']!r} above{_nearest(str(stage['from']), seen)}")
+        source = stage.get("from", "base")
+        if source not in seen:
+            problems.append(f"{where}: from: no stage {source!r} above{_nearest(str(source), seen)}")
         seen.append(stage["name"])
 
 

@@ -12,7 +12,7 @@ from deepen.checkpoint.copy import Span, hash_file, hash_span
 from deepen.checkpoint.gguf import is_gguf, open_gguf
 from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from deepen.checkpoint.writer import header_hash
-from deepen.errors import CheckpointError, Refuted
+from deepen.errors import CheckpointError, OptionError, Refuted
 from deepen.progress import progress
 
 
@@ -59,6 +59,7 @@ def verify(out: str | Path, source: str | Path | None = None) -> Verification:
 
     Raises:
         CheckpointError: there is no output, or it has no manifest.
+        OptionError: a source was given for an output that was merged from several.
         Refuted: the manifest itself was changed.
     """
     path = resolve(out)
@@ -69,6 +70,12 @@ def verify(out: str | Path, source: str | Path | None = None) -> Verification:
         if file.exists():
             raise Refuted(error.what, where=file, next=error.next) from error
         raise
+    if source is not None and "models" in (content.get("source") or {}):
+        raise OptionError(
+            "a merged model is no copy of a source",
+            where="--source",
+            next="leave it out; the manifest holds their hashes",
+        )
     records = {record["name"]: record for record in content.get("tensors", [])}
     damaged = _damaged_files(path, content)
     try:

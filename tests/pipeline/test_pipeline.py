@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deepen.errors import OptionError, OutputError, RecipeError
 from deepen.pipeline import check, find_recipe, recipes, run
@@ -137,6 +138,45 @@ def test_a_dry_run_writes_nothing(place: Path) -> None:
     run("cheap.yaml", until="scale")
     assert statuses(run("cheap.yaml", dry_run=True)) == ["done", "to do", "to do"]
     assert statuses(run("cheap.yaml", dry_run=True, set=["scale.drop=0"])) == ["changed", "to do", "to do"]
+
+
+BRANCHES = """
+name: branches
+base: base
+stages:
+  - {stage: scale, name: left, drop: 1}
+  - {stage: scale, name: right, from: base, repeat: 1:2}
+  - {stage: merge, models: [left, right], weights: [0.25, 0.75], method: average}
+  - {stage: scale, name: deeper, drop: 1}
+"""
+
+
+def test_two_branches_are_merged(place: Path) -> None:
+    (place / "branches.yaml").write_text(BRANCHES)
+    dry = run("branches.yaml", dry_run=True)
+    assert dry["stages"][2]["command"] == (
+        "deepen merge runs/branches/merge runs/branches/left runs/branches/right --method average --weights 0.25,0.75"
+    )
+    assert run("branches.yaml", until="left")["stages"][0]["status"] == "to do"
+    assert statuses(run("branches.yaml", dry_run=True)) == ["done", "to do", "to do", "to do"]
+    report = run("branches.yaml")
+    assert [stage["model"]["layers"] for stage in report["stages"]] == [4, 4, 4, 6]
+    left, right, merged = (
+        load_file(place / "runs/branches" / name / "model.safetensors") for name in ("left", "right", "merge")
+    )
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, left[name] * 0.25 + right[name] * 0.75), name
+    assert statuses(run("branches.yaml")) == ["done"] * 4
+    # the second model decides the merge as well as the first
+    assert statuses(run("branches.yaml", set=["right.repeat=0:1"], overwrite=True)) == ["done", "changed", "changed", "changed"]
+
+
+def test_models_of_a_merge_that_are_nowhere_are_found_before_the_first_stage(place: Path) -> None:
+    (place / "branches.yaml").write_text(BRANCHES.replace("[left, right]", "[deeper, left, base.gguf]"))
+    with pytest.raises(RecipeError) as caught:
+        check("branches.yaml", set=["merge.weights=[1,1,1]"])
+    assert "stage 'merge': models: there is no stage above, folder or Hub id deeper" in str(caught.value)
+    assert "models: base.gguf is a GGUF file" in str(caught.value)
 
 
 def test_stages_are_announced_in_order(place: Path) -> None:

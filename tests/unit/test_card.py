@@ -64,6 +64,32 @@ def test_a_card_of_a_verb_without_a_plan() -> None:
     assert "deepen 0.1.0" in card
 
 
+MERGED = {
+    "verb": "merge",
+    "options": {"method": "average", "weights": [0.4, 0.6], "t": 0.0},
+    "source": {"models": [{"model": "org/a@main"}, {"model": "/home/ada/secret/b"}]},
+    "plan": {"source_layers": 32, "layers": "0:24,8:32"},
+}
+
+
+def test_a_card_of_a_merge_names_all_models() -> None:
+    mine = "---\nlicense: mit\nlanguage: en\ntags: [x]\n---\n"
+    card = model_card(MERGED, mine, "---\nlicense: mit\nbase_model: org/b\n---\n")
+    found = header(card)
+    assert (found["license"], found["language"]) == ("mit", "en")
+    assert found["base_model"] == ["org/a", "org/b"]
+    assert found["tags"] == ["deepen", "merge", "x"]
+    assert "# org/a@main + b\n" in card
+    assert "deepen merge OUT org/a@main b --method average --weights 0.4,0.6 --t 0.0" in card
+    assert "Layer plan" not in card
+    assert "secret" not in card
+
+
+@pytest.mark.parametrize("other", [None, "---\nlicense: llama2\n---\n", "---\nlicense: mit\nlicense_name: x\n---\n"])
+def test_licences_that_disagree_are_left_to_the_user(other: str | None) -> None:
+    assert not {"license", "license_name"} & header(model_card(MERGED, "---\nlicense: mit\n---\n", other)).keys()
+
+
 def test_solar_drawn() -> None:
     assert draw_layers(32, [*range(24), *range(8, 32)]).splitlines() == [
         " 0-23  ████████████████████████········  base  0-23",

@@ -23,6 +23,7 @@ VERBS = {
     "doctor": (build.doctor, "deepen.doctor", "doctor"),
     "scale": (build.scale, "deepen.scale", "scale"),
     "verify": (build.verify, "deepen.verify", "verify"),
+    "merge": (build.merge, "deepen.merge", "merge"),
     "pretrain": (train.pretrain, "deepen.train.pretrain", "pretrain"),
     "evaluate": (judge.evaluate, "deepen.evaluate", "evaluate"),
     "generate": (use.generate, "deepen.generate", "generate"),

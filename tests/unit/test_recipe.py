@@ -107,6 +107,14 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path: Path) ->
         ("{stage: pretrain, data: a, tokens: 0}", "stages.0.tokens"),
         ("{stage: pretrain, data: a, tokens: -5}", "stages.0.tokens"),
         ("{stage: generate, prompt: hi, greedy: yes}", "stages.0.greedy"),
+        ("{stage: merge}", "stages.0.models: is missing"),
+        ("{stage: merge, models: [base]}", "stages.0.models: value should have at least 2 items"),
+        ("{stage: merge, models: base}", "stages.0.models"),
+        ("{stage: merge, models: [base, ''], t: 2}", "stages.0.models.1"),
+        ("{stage: merge, models: [base, base], t: 2}", "stages.0.t"),
+        ("{stage: merge, models: [base, base], weights: [a, b]}", "stages.0.weights.0"),
+        ("{stage: merge, models: [base, base], weights: [1]}", "has 1 weights for 2 models"),
+        ("{stage: merge, models: [base, base], from: base}", "takes its models from `models`, not from `from`"),
         ("{stage: run}", "no such verb"),
         ("{}", "give a mapping with `stage: VERB`"),
     ],
@@ -189,6 +197,6 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: object)
 
 
 def test_every_stage_model_names_its_verb() -> None:
-    assert set(STAGES) == {"scale", "pretrain", "evaluate", "export", "generate"}
+    assert set(STAGES) == {"scale", "merge", "pretrain", "evaluate", "export", "generate"}
     for verb, model in STAGES.items():
         assert model.__name__.lower() == f"{verb}stage"

@@ -15,31 +15,36 @@ from deepen.errors import printable
 
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.{0,20000}?)\r?\n---(\r?\n|\Z)", re.DOTALL)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_INHERITED = ("license", "license_name", "license_link", "language", "tags", "base_model")
+_LICENCE = ("license", "license_name", "license_link")
+_INHERITED = (*_LICENCE, "language", "tags", "base_model")
 _LONGEST = 300  # characters of a value from elsewhere
 _MOST = 64  # of its entries, and rows of a drawing
 _BAR = 48  # columns of a drawing
 
 
-def model_card(manifest: Mapping[str, Any], source_card: str | None) -> str:
+def model_card(manifest: Mapping[str, Any], *source_cards: str | None) -> str:
     """A model card for an output of deepen.
 
     Args:
         manifest: what `deepen.json` holds or will hold; `verb`, `options`, `source` and `plan` are used.
-        source_card: the README of the model it was made from; licence, languages and tags are taken over.
+        source_cards: the README of the model, or of each model, it was made from. Languages and tags are taken over from
+            the first, and the licence where all agree about it.
 
     Returns:
         Markdown with YAML front matter, as the Hugging Face Hub reads it.
     """
-    model = str((manifest.get("source") or {}).get("model", "unknown model"))
-    plan = manifest.get("plan")
-    header = yaml.safe_dump(_header(model, source_card), sort_keys=False, allow_unicode=True)
+    source = manifest.get("source") or {}
+    models = [str(each.get("model", "unknown model")) for each in source.get("models", [source])]
+    # what was merged or trained since is no copy of its base's layers any more
+    plan = manifest.get("plan") if manifest["verb"] == "scale" else None
+    header = yaml.safe_dump(_header(models, source_cards), sort_keys=False, allow_unicode=True)
+    names = " + ".join(_text(_short(model)) for model in models)
     parts = ["---\n" + header + "---\n"]
-    parts += [f"# {_text(_short(model))}{f', {_depth(plan)} layers' if plan else ''}\n"]
-    parts += [_introduction(str(manifest["verb"]), model, plan)]
+    parts += [f"# {names}{f', {_depth(plan)} layers' if plan else ''}\n"]
+    parts += [_introduction(str(manifest["verb"]), names, plan)]
     if plan:
-        parts += _plan_section(model, plan)
-    parts += _reproduction(manifest, model)
+        parts += _plan_section(models[0], plan)
+    parts += _reproduction(manifest, models)
     return "\n".join(parts)
 
 
@@ -82,19 +87,25 @@ def _runs(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
             start = position
 
 
-def _header(model: str, source_card: str | None) -> dict[str, Any]:
-    known = _front_matter(source_card)
-    tags = known.pop("tags", [])
+def _header(models: Sequence[str], source_cards: Sequence[str | None]) -> dict[str, Any]:
+    headers = [_front_matter(card) for card in source_cards]
+    bases: list[str] = []
+    for model, header in zip(models, headers, strict=True):
+        name = model.partition("@")[0]
+        base = name if _HUB_ID.fullmatch(name) and not name.endswith(".gguf") else header.get("base_model", [])
+        bases += base if isinstance(base, list) else [base]
+    bases = list(dict.fromkeys(bases))
+    known = {key: value for key, value in headers[0].items() if key not in {"tags", "base_model"}}
+    if any(header.get(key) != known.get(key) for header in headers for key in _LICENCE):
+        known = {key: value for key, value in known.items() if key not in _LICENCE}
+    tags = headers[0].get("tags", [])
     tags = [tags] if isinstance(tags, str) else tags
-    name = model.partition("@")[0]
-    base = name if _HUB_ID.fullmatch(name) and not name.endswith(".gguf") else known.get("base_model")
-    known.pop("base_model", None)
     return {
         **known,
-        **({"base_model": base} if base else {}),
+        **({"base_model": bases[0] if len(bases) == 1 else bases} if bases else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys(["deepen", "depth-up-scaling", *tags])),
+        "tags": list(dict.fromkeys(["deepen", "depth-up-scaling" if len(models) == 1 else "merge", *tags])),
     }
 
 
@@ -117,14 +128,13 @@ def _front_matter(card: str | None) -> dict[str, Any]:
     return found
 
 
-def _introduction(verb: str, model: str, plan: Mapping[str, Any] | None) -> str:
-    name = _text(_short(model))
+def _introduction(verb: str, names: str, plan: Mapping[str, Any] | None) -> str:
     if plan:
         return (
-            f"Made by depthwise scaling from {name}: {plan['source_layers']} layers became {_depth(plan)}, each a copy of the"
+            f"Made by depthwise scaling from {names}: {plan['source_layers']} layers became {_depth(plan)}, each a copy of the"
             " base's bytes. Nothing in it was trained since.\n"
         )
-    return f"Made by `deepen {_code(verb)}` from {name}.\n"
+    return f"Made by `deepen {_code(verb)}` from {names}.\n"
 
 
 def _plan_section(model: str, plan: Mapping[str, Any]) -> list[str]:
@@ -142,20 +152,22 @@ def _plan_section(model: str, plan: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _reproduction(manifest: Mapping[str, Any], model: str) -> list[str]:
-    verb = str(manifest["verb"])
-    words = ["deepen", verb, _short(model), "OUT"]
+def _reproduction(manifest: Mapping[str, Any], models: Sequence[str]) -> list[str]:
+    verb, short = str(manifest["verb"]), [_short(model) for model in models]
+    words = ["deepen", verb, *(["OUT", *short] if verb == "merge" else [*short, "OUT"])]
     for key, value in manifest["options"].items():
         option = "--" + str(key).rstrip("_").replace("_", "-")
+        if key == "weights":
+            value = ",".join(map(str, value))
         for each in value if isinstance(value, list | tuple) else [value]:
-            words += [option] if each is True else [option, str(each)] if each not in (None, False) else []
+            words += [option] if each is True else [] if each is None or each is False else [option, str(each)]
     command = _code(" ".join(shlex.quote(word) for word in words))
     used = ", ".join(f"{name} {number}" for name, number in manifest.get("versions", versions()).items())
     parts = [f"## How it was made\n\n```sh\n{command}\n```\n\nWith {_text(used)}.\n"]
     if verb == "scale":
         parts += [
             "The manifest `deepen.json` holds a SHA-256 of every tensor and of the tensor it was copied from. This reads all of"
-            f" them again:\n\n```sh\ndeepen verify . --source {_code(shlex.quote(_short(model)))}\n```\n"
+            f" them again:\n\n```sh\ndeepen verify . --source {_code(shlex.quote(short[0]))}\n```\n"
         ]
     return parts
 

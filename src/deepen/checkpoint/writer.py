@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from deepen.checkpoint.copy import BLOCK, Files, Span, copy_spans, hash_file, ha
 from deepen.checkpoint.reader import DTYPE_BITS, INDEX_FILE, SINGLE_FILE, Tensor, read_header
 from deepen.output import write_file
 
+Write = Callable[[bytes], None]
+"""Takes the next bytes of a tensor."""
+
 
 @dataclass(frozen=True)
 class Output:
@@ -23,15 +27,18 @@ class Output:
 
     Attributes:
         name: its new name.
-        source: the tensor it is made from (shape, and bytes unless `fill` is given).
+        source: the tensor it is made from (shape, and bytes unless `fill` or `compute` is given).
         dtype: its new element type; equal to the source's for a plain copy.
         fill: write this constant instead of the source's bytes.
+        compute: write what this computes instead: it hands all bytes to the function it is given, in order, and returns the
+            SHA-256 of each tensor that it read.
     """
 
     name: str
     source: Tensor
     dtype: str
     fill: float | None = None
+    compute: Callable[[Files, Write], list[str]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -53,8 +60,8 @@ def write_tensors(
         advance: called with the number of bytes written.
 
     Returns:
-        One record per tensor for the manifest (`name`, `sha256`, `source`, `source_sha256`, and `fill` where one was written),
-        and the SHA-256 of each shard's header.
+        One record per tensor for the manifest (`name`, `sha256`, `source`, `source_sha256`, and `fill` where one was written,
+        and `sources_sha256` where one was computed), and the SHA-256 of each shard's header.
     """
     shards = _shards(outputs, shard_bytes)
     names = (
@@ -148,9 +155,10 @@ def _move(outputs: Sequence[Output], place: dict[str, Span], advance: Callable[.
     converted: dict[str, list[Output]] = {}
     sources = {output.source.name: output.source for output in outputs}
     for output in outputs:
-        if output.fill is None:
+        if output.fill is None and output.compute is None:
             (copied if output.dtype == output.source.dtype else converted).setdefault(output.source.name, []).append(output)
     hashes: dict[str, tuple[str, str]] = {}
+    computed: dict[str, list[str]] = {}
 
     spans = [(_span(sources[name]), [place[output.name] for output in group]) for name, group in copied.items()]
     for (_, group), digest in zip(copied.items(), copy_spans(spans, advance), strict=True):
@@ -163,21 +171,28 @@ def _move(outputs: Sequence[Output], place: dict[str, Span], advance: Callable[.
             digests = convert_span(files, _span(source), source.dtype, targets, group[0].dtype, name, advance)
             hashes |= {output.name: digests for output in group}
         for output in outputs:
-            if output.fill is not None:
-                hashes[output.name] = ("", _fill(files, place[output.name], output, advance))
+            if output.name not in hashes:
+                produce = output.compute or partial(_fill, output)
+                computed[output.name], digest = _produce(produce, files, place[output.name], advance)
+                hashes[output.name] = ("", digest)
         files.check_unchanged()
 
-    by_source = {output.source.name: hashes[output.name][0] for output in outputs if output.fill is None}
-    return [_record(output, hashes[output.name][1], by_source.get(output.source.name)) for output in outputs]
+    by_source = {output.source.name: hashes[output.name][0] for output in outputs if output.name not in computed}
+    return [
+        _record(output, hashes[output.name][1], by_source.get(output.source.name), computed.get(output.name))
+        for output in outputs
+    ]
 
 
-def _record(output: Output, digest: str, source_digest: str | None) -> dict[str, Any]:
+def _record(output: Output, digest: str, source_digest: str | None, computed: list[str] | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "name": output.name,
         "sha256": digest,
         "source": output.source.name,
         "source_sha256": source_digest,
     }
+    if output.compute is not None:
+        record["sources_sha256"] = computed
     if output.fill is not None:
         record["fill"] = output.fill
     if output.dtype != output.source.dtype:
@@ -185,17 +200,30 @@ def _record(output: Output, digest: str, source_digest: str | None) -> dict[str,
     return record
 
 
-def _fill(files: Files, span: Span, output: Output, advance: Callable[..., None]) -> str:
+def _produce(
+    compute: Callable[[Files, Write], list[str]], files: Files, span: Span, advance: Callable[..., None]
+) -> tuple[list[str], str]:
     digest, written = hashlib.sha256(), 0
-    element = filled(output.dtype, output.fill or 0.0, 1)
-    block = element * ((1 << 20) // len(element))
-    while written < span.nbytes:
-        data = block[: span.nbytes - written]
-        write_at(files, span.file, data, span.offset + written)
+
+    def write(data: bytes) -> None:
+        nonlocal written
         digest.update(data)
+        write_at(files, span.file, data, span.offset + written)
         written += len(data)
         advance(len(data))
-    return digest.hexdigest()
+
+    sources = compute(files, write)
+    assert written == span.nbytes
+    return sources, digest.hexdigest()
+
+
+def _fill(output: Output, _files: Files, write: Write) -> list[str]:
+    element = filled(output.dtype, output.fill or 0.0, 1)
+    block, left = element * ((1 << 20) // len(element)), output.nbytes
+    while left > 0:
+        write(block[:left])
+        left -= len(block)
+    return []
 
 
 def filled(dtype: str, value: float, count: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Look before you leap, and build: plan, doctor, scale, verify."""
+"""Look before you leap, and build: plan, doctor, scale, verify, merge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from deepen.cli import options
-from deepen.cli.options import size
+from deepen.cli.options import numbers
 from deepen.cli.printing import print_json, print_path, print_table, print_text
 from deepen.units import format_bytes, format_count
 
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Look before you leap")(doctor)
     app.command(rich_help_panel="Build")(scale)
     app.command(rich_help_panel="Build")(verify)
+    app.command(rich_help_panel="Build")(merge)
 
 
 def plan(
@@ -131,10 +132,7 @@ def scale(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="keep, bfloat16, float16 or float32; converted while streaming.")
     ] = "keep",
-    shard_size: Annotated[
-        int,
-        typer.Option(parser=size, metavar="SIZE", help="The largest file of weights; 5GB unless given.", show_default=False),
-    ] = 5 * 10**9,
+    shard_size: options.ShardSize = 5 * 10**9,
     to: Annotated[str | None, typer.Option(metavar="hf", help="Turn a GGUF into a checkpoint folder.")] = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -173,3 +171,35 @@ def verify(
                 print_text(f"{kind}: … and {len(names) - _NAMES_SHOWN} more")
     if not found.ok:
         raise typer.Exit(1)
+
+
+def merge(
+    out: options.Out,
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="Two or more checkpoint folders or Hub ids of one architecture.")
+    ],
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="average, or slerp (two models, on the sphere between them).")
+    ] = "average",
+    weights: Annotated[
+        Any,
+        typer.Option(
+            parser=numbers,
+            metavar="W,W",
+            show_default=False,
+            help="Shares of an average, such as 0.5,0.5; divided by their sum. Equal unless given.",
+        ),
+    ] = None,
+    t: Annotated[float, typer.Option("--t", metavar="T", help="slerp: 0 is the first model, 1 the second.")] = 0.5,
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="keep (the first model's types), bfloat16, float16 or float32.")
+    ] = "keep",
+    shard_size: options.ShardSize = 5 * 10**9,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Merge models of one architecture; the tokenizer and configuration are the first one's."""
+    from deepen.merge import merge as make
+
+    written = make(out, models, method=method, weights=weights, t=t, dtype=dtype, shard_size=shard_size, overwrite=overwrite)
+    print_path(written, json=json)

@@ -27,10 +27,23 @@ def with_unit(parse: Callable[[str], int]) -> Callable[[Any], int]:
 count = with_unit(parse_count)
 size = with_unit(parse_bytes)
 
+
+def numbers(text: Any) -> tuple[float, ...]:
+    """A parser of numbers with commas between them."""
+    try:
+        return tuple(map(float, str(text).split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5") from error
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a .gguf file, or a Hub id org/name.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The new folder or file; it appears when it is complete.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")]
+ShardSize = Annotated[
+    int,
+    typer.Option(parser=size, metavar="SIZE", help="The largest file of weights; 5GB unless given.", show_default=False),
+]
 
 _PLAN = "Layer plan (exactly one)"
 Drop = Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen.checkpoint import resolve
+from deepen.checkpoint.convert import DTYPES
 from deepen.checkpoint.gguf import is_gguf, open_gguf
 from deepen.errors import OptionError
 from deepen.output import check_target
@@ -15,8 +16,6 @@ from deepen.plan import Plan
 from deepen.scale.folder import scale_folder
 from deepen.scale.gguf import scale_gguf
 from deepen.units import parse_bytes
-
-DTYPES = {"keep": None, "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 def scale(

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from deepen import architecture
 from deepen.checkpoint import Checkpoint, open_checkpoint
-from deepen.checkpoint.card import model_card
-from deepen.checkpoint.convert import FLOATS
+from deepen.checkpoint.convert import FLOATS, with_dtype
 from deepen.checkpoint.copy import hash_file
-from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest, write_manifest
+from deepen.checkpoint.folder import source_facts, write_folder
 from deepen.checkpoint.reader import DTYPE_BITS
-from deepen.checkpoint.writer import Output, copy_side_files, file_hashes, write_tensors
+from deepen.checkpoint.writer import Output
 from deepen.errors import UnsupportedModelError
-from deepen.output import check_disk, new_folder, write_file
 from deepen.plan import Plan, parse_plan, read_architecture
-from deepen.progress import progress
-
-_DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def scale_folder(
@@ -46,35 +40,17 @@ def scale_folder(
         config = architecture.as_llama(config, max_position_embeddings or 4096)
     outputs = planned_outputs(checkpoint, stack, plan, dtype)
     if dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = _DTYPE_NAMES[dtype]
-
-    side_bytes = sum((path / file).stat().st_size for file in checkpoint.side_files)
-    total = sum(output.nbytes for output in outputs)
-    check_disk(out, total + side_bytes)
-    with new_folder(out, overwrite=overwrite) as partial:
-        copy_side_files(path, checkpoint.side_files, partial)
-        write_file(partial / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        with progress("scale", total, "B") as advance:
-            tensors, headers = write_tensors(partial, outputs, shard_bytes=shard_bytes, advance=advance)
-        content = {
-            "verb": "scale",
-            "options": facts["options"],
-            "source": _source(path, facts["model"], decoded_from),
-            "plan": plan.to_dict(),
-            "tensors": tensors,
-            "dropped": [
-                name
-                for name in checkpoint.tensors
-                if name in architecture.extra_layers(checkpoint.config, stack, checkpoint.tensors)
-            ],
-            "shard_headers": headers,
-        }
-        readme = path / "README.md"
-        card = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None
-        write_file(partial / "README.md", model_card(content, card))
-        files = file_hashes(partial, exclude=(*headers, MANIFEST_FILE))
-        write_manifest(partial, seconds=time.monotonic() - start, files=files, **content)
-    return out
+        config = with_dtype(config, dtype)
+    extra = architecture.extra_layers(checkpoint.config, stack, checkpoint.tensors)
+    content = {
+        "verb": "scale",
+        "options": facts["options"],
+        "source": _source(path, facts["model"], decoded_from),
+        "plan": plan.to_dict(),
+        "dropped": [name for name in checkpoint.tensors if name in extra],
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return write_folder(out, [checkpoint], outputs, text, content, start, shard_bytes=shard_bytes, overwrite=overwrite)
 
 
 def planned_outputs(checkpoint: Checkpoint, stack: architecture.Stack, plan: Plan, dtype: str | None) -> list[Output]:
@@ -126,7 +102,4 @@ def _target_dtype(source: str, wanted: str | None) -> str:
 def _source(path: Path, model: str, decoded_from: Path | None) -> dict[str, Any]:
     if decoded_from is not None:
         return {"model": model, "format": "gguf", "sha256": hash_file(decoded_from)}
-    source = {"model": model, "format": "safetensors", "config_sha256": hash_file(path / "config.json")}
-    if (path / MANIFEST_FILE).is_file():
-        source["manifest_sha256"] = read_manifest(path)["manifest_sha256"]
-    return source
+    return source_facts(path, model)

@@ -286,11 +286,8 @@ def _write_report(folder: Path, source: Path, facts: dict[str, Any], level: floa
         "validation_perplexity": points[-1][1],
         "base_validation_perplexity": level,
     }
-    # the card speaks of a plan as of something that was not trained since
     readme = source / "README.md"
-    card = model_card(
-        {**facts, "plan": None}, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None
-    )
+    card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
     against = "" if level is None else f"; the base has {level:.2f}"
     sentence = f"Perplexity on held-out text: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
     card += f"\n## Training\n\n{sentence}{against}.\n\n![Recovery curve]({CURVE_FILE})\n"
