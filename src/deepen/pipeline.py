@@ -63,7 +63,7 @@ class Step:
                 words.append(value)
                 continue
             option = "--" + key.rstrip("_").replace("_", "-")
-            for each in value if isinstance(value, tuple) else [value]:
+            for each in value if isinstance(value, list | tuple) else [value]:
                 words += [option] if each is True else [option, str(each)] if each not in (None, False) else []
         return " ".join(map(shlex.quote, words))
 
@@ -272,6 +272,10 @@ def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
             from deepen.train.pretrain import pretrain
 
             pretrain(step.source, step.out, resume=resume, **step.options)
+        case "instruct":
+            from deepen.train.instruct import instruct
+
+            instruct(step.source, step.out, resume=resume, **step.options)
         case "export":
             from deepen.export import export
 

@@ -24,6 +24,7 @@ VERBS = {
     "scale": (build.scale, "deepen.scale", "scale"),
     "verify": (build.verify, "deepen.verify", "verify"),
     "pretrain": (train.pretrain, "deepen.train.pretrain", "pretrain"),
+    "instruct": (train.instruct, "deepen.train.instruct", "instruct"),
     "evaluate": (judge.evaluate, "deepen.evaluate", "evaluate"),
     "generate": (use.generate, "deepen.generate", "generate"),
     "export": (use.export, "deepen.export", "export"),
