@@ -238,12 +238,12 @@ def test_an_instruct_stage(place: Path) -> None:
     (place / "tuned.yaml").write_text(
         "name: tuned\nbase: base\nstages:\n"
         "  - {stage: scale, drop: 1}\n"
-        "  - {stage: instruct, data: chats.json, template: mine.jinja, cap: [chats.json=11], batch_rows: 4,\n     sequence_length: 64}\n"
+        "  - {stage: instruct, data: chats.json, template: mine.jinja, cap: [chats.json=11], sequence_length: 64}\n"
         "  - {stage: evaluate, data: held_out.txt, window: 64, tokens: 256}\n"
     )
     report = run("tuned.yaml")
     assert report["pictures"] == ["runs/tuned/instruct/training.png"]
-    assert "--template mine.jinja --cap chats.json=11" in report["stages"][1]["command"]
+    assert "--template mine.jinja --sequence-length 64 --cap chats.json=11" in report["stages"][1]["command"]
     assert (place / "runs/tuned/instruct/chat_template.jinja").read_text() == (place / "mine.jinja").read_text()
     assert statuses(run("tuned.yaml")) == ["done"] * 3
     (place / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")

@@ -375,8 +375,10 @@ def test_tools_go_through_the_template_or_are_missed(tmp_path: Path, chatml: Any
     (row,) = encode(chatml, CHATML, one)
     assert chatml.decode(row.tokens).startswith('<start><|im_start|>system\nBe kind.\n\n# Tools\n\n{"name": "weather"')
     assert chatml.decode(row.tokens).count("Be kind.") == 1
-    with pytest.raises(DataError, match="row 1: the template leaves out the tool weather"):
-        encode(chatml, SOLAR, one)
+    (called,) = read(tmp_path, {"messages": [ASK, {"role": "assistant", "content": "weather()"}], "tools": tools})
+    for conversation in (one, called):
+        with pytest.raises(DataError, match="row 1: the template leaves out the tools"):
+            encode(chatml, SOLAR, conversation)
 
 
 @pytest.mark.parametrize(

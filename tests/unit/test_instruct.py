@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,7 +306,6 @@ def test_long_conversations_are_dropped_or_cut_when_asked(model: Path, tmp_path:
 
 
 def test_the_verb_on_the_command_line(model: Path, chats: Path, tmp_path: Path) -> None:
-    start = time.monotonic()
     words = ["instruct", model, tmp_path / "out", "--data", chats, "--template", "solar", "--sequence-length", "128", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "deepen", *map(str, words), "--cap", f"{chats}=20", "--epochs", "0.5"],
@@ -323,4 +321,3 @@ def test_the_verb_on_the_command_line(model: Path, chats: Path, tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 2
     assert f"error: {bad}, row 1: the conversation starts with the assistant" in done.stderr
-    assert time.monotonic() - start < 120

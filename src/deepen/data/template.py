@@ -271,14 +271,12 @@ class _Encoder:
                     where=conversation.where,
                     next="use a template that has a place for it, such as --template chatml, or remove the turn",
                 )
-        for tool in conversation.tools:
-            name = (tool.get("function") or tool).get("name")
-            if not isinstance(name, str) or name not in whole:
-                raise DataError(
-                    f"the template leaves out the tool {name}",
-                    where=conversation.where,
-                    next="use a template that has a place for tools, such as --template chatml, or remove the column",
-                )
+        if conversation.tools and self._render(messages, replace(conversation, tools=())).rstrip() == whole:
+            raise DataError(
+                "the template leaves out the tools",
+                where=conversation.where,
+                next="use a template that has a place for tools, such as --template chatml, or remove the column",
+            )
 
     def _tokenize(self, text: str) -> Tokens:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
