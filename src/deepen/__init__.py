@@ -21,16 +21,32 @@ if TYPE_CHECKING:
     from deepen.pipeline import run
     from deepen.plan import Plan, plan
     from deepen.scale import scale
+    from deepen.train.instruct import instruct
     from deepen.train.pretrain import pretrain
     from deepen.verify import verify
 
-__all__ = ["Plan", "doctor", "evaluate", "export", "generate", "load", "merge", "plan", "pretrain", "run", "scale", "verify"]
+__all__ = [
+    "Plan",
+    "doctor",
+    "evaluate",
+    "export",
+    "generate",
+    "instruct",
+    "load",
+    "merge",
+    "plan",
+    "pretrain",
+    "run",
+    "scale",
+    "verify",
+]
 _HOME = {
     "Plan": "deepen.plan",
     "doctor": "deepen.doctor",
     "evaluate": "deepen.evaluate",
     "export": "deepen.export",
     "generate": "deepen.generate",
+    "instruct": "deepen.train.instruct",
     "load": "deepen.model",
     "merge": "deepen.merge",
     "plan": "deepen.plan",

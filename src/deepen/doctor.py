@@ -19,7 +19,7 @@ _PACKAGES = (
 _ABILITIES = {
     "plan, scale, verify": ((), ""),
     "scale --to hf": (("gguf", "torch", "transformers"), "run"),
-    "pretrain": (("torch", "transformers", "matplotlib"), "train"),
+    "pretrain, instruct": (("torch", "transformers", "matplotlib"), "train"),
     "evaluate": (("torch", "transformers"), "evaluate"),
     "export": (("gguf", "torch", "transformers", "xllamacpp"), "run"),
     "generate with transformers": (("torch", "transformers"), "run"),

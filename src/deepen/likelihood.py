@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deepen.data.text import IGNORED
 from deepen.errors import OptionError
 
-IGNORED = -100  # the label of a place that is not learned
 _CHUNK = 256  # positions whose log-softmax is taken at once
 
 
@@ -56,6 +57,27 @@ def summed_loss(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
     """
     logits = model(input_ids=tokens, use_cache=False).logits.float()
     return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+@torch.no_grad()
+def mean_label_loss(model: Any, rows: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Negative log-likelihood per labelled token over many rows, which run through the model one by one.
+
+    Args:
+        model: a transformers causal language model; its training mode is left as it was.
+        rows: tokens and labels as `summed_loss` takes them, each of shape (length,).
+
+    Returns:
+        Nats per labelled token.
+    """
+    training = model.training
+    model.eval()
+    total, terms = 0.0, 0
+    for tokens, labels in rows:
+        total += summed_loss(model, tokens[None].to(model.device), labels[None].to(model.device)).item()
+        terms += int((labels != IGNORED).sum())
+    model.train(training)
+    return total / terms
 
 
 def next_tokens(tokens: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Step:
             if key == "weights":
                 value = ",".join(map(str, value))
             option = "--" + key.rstrip("_").replace("_", "-")
-            for each in value if isinstance(value, tuple) else [value]:
+            for each in value if isinstance(value, list | tuple) else [value]:
                 words += [option] if each is True else [] if each is None or each is False else [option, str(each)]
         return " ".join(map(shlex.quote, words))
 
@@ -299,6 +299,10 @@ def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
             from deepen.train.pretrain import pretrain
 
             pretrain(step.source, step.out, resume=resume, **step.options)
+        case "instruct":
+            from deepen.train.instruct import instruct
+
+            instruct(step.source, step.out, resume=resume, **step.options)
         case "export":
             from deepen.export import export
 

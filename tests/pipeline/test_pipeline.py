@@ -269,3 +269,25 @@ def test_the_command_line(place: Path) -> None:
         [sys.executable, "-m", "deepen", "run", "cheap.yaml", "--json"], capture_output=True, text=True, check=True
     )
     assert statuses(json.loads(done.stdout)) == ["done", "done", "to do"]
+
+
+def test_an_instruct_stage(place: Path) -> None:
+    chats = [{"instruction": "Speak.", "input": "", "output": "the old river"}] * 12
+    (place / "chats.json").write_text(json.dumps(chats))
+    (place / "mine.jinja").write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    (place / "tuned.yaml").write_text(
+        "name: tuned\nbase: base\nstages:\n"
+        "  - {stage: scale, drop: 1}\n"
+        "  - {stage: instruct, data: chats.json, template: mine.jinja, cap: [chats.json=11], sequence_length: 64}\n"
+        "  - {stage: evaluate, data: held_out.txt, window: 64, tokens: 256}\n"
+    )
+    report = run("tuned.yaml")
+    assert report["pictures"] == ["runs/tuned/instruct/training.png"]
+    assert "--template mine.jinja --sequence-length 64 --cap chats.json=11" in report["stages"][1]["command"]
+    assert (place / "runs/tuned/instruct/chat_template.jinja").read_text() == (place / "mine.jinja").read_text()
+    assert statuses(run("tuned.yaml")) == ["done"] * 3
+    (place / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    assert statuses(run("tuned.yaml", dry_run=True))[1] == "changed"
+    (place / "mine.jinja").unlink()
+    with pytest.raises(RecipeError, match=r"stage 'instruct': template: there is no mine\.jinja"):
+        run("tuned.yaml")

@@ -25,6 +25,7 @@ VERBS = {
     "verify": (build.verify, "deepen.verify", "verify"),
     "merge": (build.merge, "deepen.merge", "merge"),
     "pretrain": (train.pretrain, "deepen.train.pretrain", "pretrain"),
+    "instruct": (train.instruct, "deepen.train.instruct", "instruct"),
     "evaluate": (judge.evaluate, "deepen.evaluate", "evaluate"),
     "generate": (use.generate, "deepen.generate", "generate"),
     "export": (use.export, "deepen.export", "export"),

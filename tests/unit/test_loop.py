@@ -48,7 +48,7 @@ def fit(
         run=Run(
             folder=folder,
             steps=steps,
-            step_tokens=64,
+            tokens=lambda step: 64 * step,
             rate=lambda step: 1e-3 * (step + 1),
             validate=validate,
             every=every,

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from deepen.errors import RecipeError
-from deepen.recipe import STAGES, Recipe, load_recipe, load_yaml
+from deepen.recipe import STAGES, Recipe, load_recipe
+from deepen.recipe.text import load_yaml
 
 GOOD = """
 name: demo
@@ -46,6 +47,14 @@ def test_options_are_the_given_ones_with_their_units_read(tmp_path: Path) -> Non
     assert evaluate.options() == {"data": (Path("held_out.txt"),), "tokens": 4000}
     assert pretrain.options() == {"data": (Path("a.txt"), Path("b.txt")), "tokens": 1_500_000, "learning_rate": 1e-4}
     assert generate.options() == {"prompt": "Say: yes", "greedy": True}
+
+
+def test_a_template_is_a_name_or_a_file(tmp_path: Path) -> None:
+    stages = "[{stage: instruct, data: a.json, template: solar, cap: [a.json=5]}, {stage: instruct, data: b, template: mine}]"
+    named, file = load(tmp_path, f"name: a\nbase: b\nstages: {stages}").stages
+    assert named.options() == {"data": (Path("a.json"),), "template": "solar", "cap": ["a.json=5"]}
+    assert named.path_options() == {"data": (Path("a.json"),)}
+    assert file.path_options() == {"data": (Path("b"),), "template": (Path("mine"),)}
 
 
 @pytest.mark.parametrize("layers", ["0:24,8:32", "8:24", "1:30", "0:30"])
@@ -106,6 +115,11 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path: Path) ->
         ("{stage: pretrain, data: [1], tokens: 1k}", "1 is not a path"),
         ("{stage: pretrain, data: a, tokens: 0}", "stages.0.tokens"),
         ("{stage: pretrain, data: a, tokens: -5}", "stages.0.tokens"),
+        ("{stage: instruct, data: a.json, epochs: 0}", "stages.0.epochs"),
+        ("{stage: instruct, data: a.json, too_long: split}", "stages.0.too_long"),
+        ("{stage: instruct, data: a.json, cap: a.json=5}", "stages.0.cap"),
+        ("{stage: instruct, data: a.json, template: 5}", "5 is not a path"),
+        ("{stage: instruct, data: a.json, batch_rows: 2, batch_tokens: 1k}", "has both batch_rows and batch_tokens"),
         ("{stage: generate, prompt: hi, greedy: yes}", "stages.0.greedy"),
         ("{stage: merge}", "stages.0.models: is missing"),
         ("{stage: merge, models: [base]}", "stages.0.models: value should have at least 2 items"),
@@ -197,6 +211,6 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: object)
 
 
 def test_every_stage_model_names_its_verb() -> None:
-    assert set(STAGES) == {"scale", "merge", "pretrain", "evaluate", "export", "generate"}
+    assert set(STAGES) == {"scale", "merge", "pretrain", "instruct", "evaluate", "export", "generate"}
     for verb, model in STAGES.items():
         assert model.__name__.lower() == f"{verb}stage"

@@ -1,4 +1,4 @@
-"""Train: pretrain."""
+"""Train: pretrain, instruct."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from deepen.cli import options
 from deepen.cli.options import count
 from deepen.cli.printing import print_path
 
+LearningRate = Annotated[float, typer.Option(metavar="RATE", help="The peak of the schedule.")]
+Schedule = Annotated[str, typer.Option(metavar="NAME", help="cosine, constant or wsd.")]
+Warmup = Annotated[float, typer.Option(metavar="N", help="Below 1 a fraction of the steps, else a number of steps.")]
+Every = Annotated[int, typer.Option(metavar="N", help="Steps between two measurements.")]
+SaveEvery = Annotated[int, typer.Option(metavar="N", help="Steps between two saved states, to resume from.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Of the order of the data.")]
+Precision = Annotated[str, typer.Option(metavar="TYPE", help="What matrices are multiplied in: auto, float32 or bfloat16.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue an interrupted run.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     # what follows `--data FILE` without an option of its own is more data
-    app.command(rich_help_panel="Train", context_settings={"allow_extra_args": True})(pretrain)
+    for verb in (pretrain, instruct):
+        app.command(rich_help_panel="Train", context_settings={"allow_extra_args": True})(verb)
 
 
 def pretrain(
@@ -29,26 +39,24 @@ def pretrain(
         int, typer.Option(parser=count, metavar="N", help="Tokens per step, a multiple of the sequence length.")
     ] = 1024,
     micro_batch: Annotated[int, typer.Option(metavar="N", help="Rows that go through the model at once.")] = 1,
-    learning_rate: Annotated[float, typer.Option(metavar="RATE", help="The peak of the schedule.")] = 1e-4,
-    schedule: Annotated[str, typer.Option(metavar="NAME", help="cosine, constant or wsd.")] = "cosine",
-    warmup: Annotated[float, typer.Option(metavar="N", help="Below 1 a fraction of the steps, else a number of steps.")] = 0.1,
+    learning_rate: LearningRate = 1e-4,
+    schedule: Schedule = "cosine",
+    warmup: Warmup = 0.1,
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text to measure on; the last rows of the data unless given.")
     ] = None,
     validation_tokens: Annotated[
         int, typer.Option(parser=count, metavar="N", help="How many tokens of it to measure on.")
     ] = 4096,
-    every: Annotated[int, typer.Option(metavar="N", help="Steps between two measurements.")] = 5,
-    save_every: Annotated[int, typer.Option(metavar="N", help="Steps between two saved states, to resume from.")] = 50,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the data.")] = 0,
-    precision: Annotated[
-        str, typer.Option(metavar="TYPE", help="What matrices are multiplied in: auto, float32 or bfloat16.")
-    ] = "auto",
+    every: Every = 5,
+    save_every: SaveEvery = 50,
+    seed: Seed = 0,
+    precision: Precision = "auto",
     device: options.Device = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model this was made from; a level in the curve.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Continue an interrupted run.")] = True,
+    resume: Resume = True,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -60,5 +68,56 @@ def pretrain(
         batch_tokens=batch_tokens, micro_batch=micro_batch, learning_rate=learning_rate, schedule=schedule,
         warmup=warmup, validation=validation, validation_tokens=validation_tokens, every=every, save_every=save_every,
         seed=seed, precision=precision, device=device, base=base, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    print_path(written, json=json)
+
+
+def instruct(
+    context: typer.Context,
+    model: options.Model,
+    out: options.Out,
+    data: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Conversations: .json, .jsonl or .parquet; several may follow.")
+    ],
+    template: Annotated[str, typer.Option(metavar="NAME", help="Chat template: model, solar, chatml or a file.")] = "model",
+    epochs: Annotated[float, typer.Option(metavar="N", help="How often each conversation is learned.")] = 1.0,
+    sequence_length: Annotated[int, typer.Option(parser=count, metavar="N", help="The longest conversation in tokens.")] = 512,
+    too_long: Annotated[
+        str, typer.Option(metavar="WHAT", help="What happens to longer ones: error, truncate or drop.")
+    ] = "error",
+    cap: Annotated[
+        list[str] | None, typer.Option(metavar="PATH=N", help="Take only N rows of a file, drawn by the seed; repeatable.")
+    ] = None,
+    batch_rows: Annotated[int | None, typer.Option(metavar="N", help="Conversations per step; 8 unless given.")] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(parser=count, metavar="N", help="Instead: the most tokens per step, a multiple of the sequence length."),
+    ] = None,
+    micro_batch: Annotated[int, typer.Option(metavar="N", help="Conversations that go through the model at once.")] = 1,
+    learning_rate: LearningRate = 2e-5,
+    schedule: Schedule = "cosine",
+    warmup: Warmup = 0.1,
+    validation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Conversations to measure on; some of the data unless given.")
+    ] = None,
+    validation_rows: Annotated[int, typer.Option(metavar="N", help="How many conversations of it to measure on.")] = 32,
+    every: Every = 10,
+    save_every: SaveEvery = 50,
+    seed: Seed = 0,
+    precision: Precision = "auto",
+    device: options.Device = None,
+    resume: Resume = True,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Train a model on conversations: it learns what the assistant says."""
+    from deepen.train.instruct import instruct as train
+
+    written = train(
+        model, out, data=[*data, *map(Path, context.args)], template=template, epochs=epochs,
+        sequence_length=sequence_length, too_long=too_long, cap=cap, batch_rows=batch_rows, batch_tokens=batch_tokens,
+        micro_batch=micro_batch, learning_rate=learning_rate, schedule=schedule, warmup=warmup, validation=validation,
+        validation_rows=validation_rows, every=every, save_every=save_every, seed=seed, precision=precision,
+        device=device, resume=resume, overwrite=overwrite,
     )  # fmt: skip
     print_path(written, json=json)

@@ -18,6 +18,8 @@ Tokens = NDArray[np.int32]
 Paths = str | Path | Sequence[str | Path]
 Encode = Callable[[str], Sequence[int]]
 """From a text to its token ids, without special tokens around it."""
+IGNORED = -100
+"""The label of a place where nothing is learned."""
 
 _PLAIN = {".txt", ".md"}
 _ROWS = ".jsonl"

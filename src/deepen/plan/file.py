@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from deepen.errors import PlanError
 from deepen.plan.layers import Plan, parse_slices
-from deepen.recipe import load_yaml
+from deepen.recipe.text import load_yaml
 
 # What a mergekit file may say besides its layer ranges; none of it is part of a layer plan
 _MERGEKIT_KEYS = {"merge_method", "slices", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "name"}

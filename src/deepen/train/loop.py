@@ -43,7 +43,7 @@ class Run:
     Attributes:
         folder: the partial output, where metrics and state are kept.
         steps: optimizer steps in all.
-        step_tokens: tokens that a step reads.
+        tokens: how many tokens are read before a zero-based step; `tokens(steps)` is all.
         rate: the learning rate of a zero-based step.
         validate: measures the model, in nats per token.
         every: steps between validations; before the first and after the last step there is always one.
@@ -54,7 +54,7 @@ class Run:
 
     folder: Path
     steps: int
-    step_tokens: int
+    tokens: Callable[[int], int]
     rate: Callable[[int], float]
     validate: Callable[[], float]
     every: int
@@ -90,7 +90,7 @@ def train(
     rewind(metrics, step)
     model.train()
 
-    with progress("Training", (run.steps - first) * run.step_tokens, "tokens") as advance:
+    with progress("Training", run.tokens(run.steps) - run.tokens(first), "tokens") as advance:
         while True:
             if step % run.every == 0 or step == run.steps:
                 append_row(metrics, _validation(run, step))
@@ -122,28 +122,28 @@ def train(
             step += 1
 
             seconds = time.perf_counter() - start
+            read = run.tokens(step) - run.tokens(step - 1)
             append_row(
                 metrics,
                 {
                     "step": step,
-                    "tokens": step * run.step_tokens,
+                    "tokens": run.tokens(step),
                     "loss": mean,
                     "learning_rate": run.rate(step - 1),
                     "gradient_norm": norm,
-                    "tokens_per_second": round(run.step_tokens / seconds, 1),
+                    "tokens_per_second": round(read / seconds, 1),
                     "seconds": round(seconds, 4),
                     "energy_joules": None,
                 },
             )
-            advance(run.step_tokens, note=f"loss {mean:.3f}")
+            advance(read, note=f"loss {mean:.3f}")
 
 
 def _validation(run: Run, step: int) -> dict[str, float]:
     loss = run.validate()
     perplexity = math.exp(loss) if loss < 700 else math.inf
     _check_finite(run, step, **{"validation loss": loss, "validation perplexity": perplexity})
-    tokens = step * run.step_tokens
-    return {"step": step, "tokens": tokens, "validation_loss": loss, "validation_perplexity": perplexity}
+    return {"step": step, "tokens": run.tokens(step), "validation_loss": loss, "validation_perplexity": perplexity}
 
 
 def _check_finite(run: Run, step: int, **values: float) -> None:

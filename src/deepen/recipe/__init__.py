@@ -19,14 +19,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from deepen.errors import OptionError, RecipeError
+from deepen.recipe.text import load_yaml, parse_yaml
 from deepen.units import parse_bytes, parse_count
 
-_LIMIT_BYTES = 256 * 1024
-_LIMIT_DEPTH = 12
 _RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # no dot: files of a stage are named NAME.json and NAME.gguf
 
@@ -64,12 +62,18 @@ def _list(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _template(value: object) -> str | Path:
+    return str(value) if value in ("model", "solar", "chatml") else _path(value)
+
+
 RecipeName = Annotated[str, _name(_RECIPE_NAME, "dots, '_' and '-'")]
 StageName = Annotated[str, _name(_STAGE_NAME, "'_' and '-'")]
 Count = Annotated[int, _unit(parse_count), Field(gt=0)]
 Bytes = Annotated[int, _unit(parse_bytes), Field(gt=0)]
 File = Annotated[Path, BeforeValidator(_path)]
 Files = Annotated[tuple[Path, ...], BeforeValidator(_paths), Field(min_length=1)]
+Template = Annotated[str | Path, BeforeValidator(_template)]
+Texts = Annotated[list[str], Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -168,6 +172,35 @@ class PretrainStage(Stage):
     base: str | None = None
 
 
+class InstructStage(Stage):
+    """`stage: instruct`."""
+
+    data: Files
+    template: Template | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    sequence_length: Count | None = None
+    too_long: Literal["error", "truncate", "drop"] | None = None
+    cap: Texts | None = None
+    batch_rows: Count | None = None
+    batch_tokens: Count | None = None
+    micro_batch: Count | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    schedule: Literal["cosine", "constant", "wsd"] | None = None
+    warmup: Annotated[float, Field(ge=0)] | None = None
+    validation: File | None = None
+    validation_rows: Count | None = None
+    every: Count | None = None
+    save_every: Count | None = None
+    seed: Seed | None = None
+    precision: Literal["auto", "float32", "bfloat16"] | None = None
+    device: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        """The size of a batch is said once."""
+        if self.batch_rows is not None and self.batch_tokens is not None:
+            yield "has both batch_rows and batch_tokens; give one of them"
+
+
 class EvaluateStage(PlannedStage):
     """`stage: evaluate`."""
 
@@ -210,6 +243,7 @@ STAGES: dict[str, type[Stage]] = {
     "scale": ScaleStage,
     "merge": MergeStage,
     "pretrain": PretrainStage,
+    "instruct": InstructStage,
     "evaluate": EvaluateStage,
     "export": ExportStage,
     "generate": GenerateStage,
@@ -283,7 +317,7 @@ def _apply(override: str, content: dict[str, Any], stages: list[dict[str, Any]],
     key, equals, text = override.partition("=")
     stage_name, dot, option = key.rpartition(".")
     try:
-        value = _parse_yaml(text, "--set")
+        value = parse_yaml(text, "--set")
     except RecipeError as error:
         problems.append(f"--set {override}: {error.what}")
         return
@@ -346,68 +380,3 @@ def _check_links(stages: list[dict[str, Any]], problems: list[str]) -> None:
 def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     near = get_close_matches(word, list(known), n=1)
     return f', did you mean "{near[0]}"?' if near else f" (there is {', '.join(known)})"
-
-
-def load_yaml(path: Path) -> Any:
-    """Read a small YAML file from a stranger: YAML 1.2 scalars, no tags, no aliases, no duplicate keys, bounded.
-
-    Raises:
-        RecipeError: the file is missing, too large, too deep, or no such YAML.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"cannot be read ({error.strerror})", where=path, next="give a YAML file") from error
-    if len(data) > _LIMIT_BYTES:
-        raise RecipeError(f"is larger than {_LIMIT_BYTES // 1024} KiB", where=path, next="give a recipe or plan file")
-    try:
-        return _parse_yaml(data.decode("utf-8-sig"), path)
-    except UnicodeDecodeError as error:
-        raise RecipeError("is not UTF-8 text", where=path, next="give a YAML file") from error
-
-
-def _parse_yaml(text: str, where: str | Path) -> Any:
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=_Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise RecipeError("aliases (*name) are not read", where=where, next="write the value out")
-            if depth > _LIMIT_DEPTH:
-                raise RecipeError("is nested too deeply", where=where, next="give a recipe or plan file")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader, see below
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "broken"
-        raise RecipeError(f"is not valid YAML{place}: {problem}", where=where, next="mend the file") from error
-    except ValueError as error:  # a number with thousands of digits
-        raise RecipeError(f"holds a value that cannot be read: {error}", where=where, next="mend the file") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that reads `8:24` and `yes` as text, `1e-4` as a number, and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                problem = f"duplicate key {key.value!r}" if isinstance(key, yaml.ScalarNode) else "a key that is no text"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_SCALARS = {  # YAML 1.2's core schema; what begins an octal number, a date or an hour stays text
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
-    "float": (
-        r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
-_Loader.yaml_implicit_resolvers = {}
-for _tag, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
