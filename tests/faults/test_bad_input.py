@@ -227,8 +227,9 @@ def test_a_changed_source_is_found(good, broken, tmp_path):
 
 
 SLOW = """
-import os, sys, deepen
+import signal, sys, deepen
 from deepen.checkpoint import copy
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 real = copy._write
 def slow(files, file, data, offset):
     print("moving", flush=True)
@@ -244,7 +245,9 @@ def test_killed_at_any_moment(good, tmp_path, number):
     out = tmp_path / "out"
     for moment in (0.0, 0.3, 0.9):
         process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, str(good), str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", SLOW, str(good), str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert process.stdout is not None
         process.stdout.readline()

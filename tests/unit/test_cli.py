@@ -241,7 +241,8 @@ def test_a_full_disk_behind_stdout_is_told() -> None:
 @pytest.mark.parametrize(("number", "code", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
 def test_signals_clean_up(tmp_path: Path, number: int, code: int, message: str) -> None:
     script = (
-        "import sys, time, typer\n"
+        "import signal, time, typer\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # it is ignored where the tests run in the background
         "from deepen import cli\n"
         "from deepen.output import new_folder\n"
         "cli.app = typer.Typer()\n"
@@ -254,7 +255,10 @@ def test_signals_clean_up(tmp_path: Path, number: int, code: int, message: str) 
         "cli.main()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, tmp_path / "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, tmp_path / "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

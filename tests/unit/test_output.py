@@ -24,7 +24,8 @@ def start(code: str, *arguments: Path) -> subprocess.Popen[str]:
 
 
 HALF_A_FOLDER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 from pathlib import Path
 from deepen.output import new_folder
 with new_folder(sys.argv[1], resume=len(sys.argv) > 2) as folder:
