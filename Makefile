@@ -26,8 +26,8 @@ check: .venv/ready  ## style, types, floors, sizes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## the benchmarks in their small form
-	$(BIN)/python benchmarks/scale.py --size 1GB
+bench: .venv/ready  ## the benchmark of scaling in its small form, without mergekit: seconds
+	$(BIN)/python benchmarks/scale.py --size 1GB --skip-mergekit
 
 docs: .venv/ready  ## regenerate what is generated
 	$(BIN)/python docs/generate_cli.py
