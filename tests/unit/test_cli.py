@@ -66,22 +66,17 @@ def raising(error: BaseException):
     return verb
 
 
-def test_help_is_fast_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from deepen.cli import run_program\n"
         "code = run_program(sys.argv[1:])\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'yaml', 'huggingface_hub', 'gguf'} & sys.modules.keys()\n"
-        "print(code, sorted(heavy), time.process_time(), file=sys.stderr)"
+        "print(code, sorted(heavy), file=sys.stderr)"
     )
-    fastest = 9.0
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
-        exit_code, heavy, seconds = done.stderr.split()
-        assert (exit_code, heavy) == ("0", "[]")
-        fastest = min(fastest, float(seconds))
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["0", "[]"]
     assert "Usage: deepen" in done.stdout
-    assert fastest < 0.2
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "recipes"])
