@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen.checkpoint import Tensor, open_checkpoint, resolve
-from deepen.checkpoint.copy import Span, hash_file, hash_span
+from deepen.checkpoint.copy import Span, hash_file, hash_span, hash_spans
 from deepen.checkpoint.gguf import is_gguf, open_gguf
 from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from deepen.checkpoint.writer import header_hash
@@ -83,35 +83,32 @@ def verify(out: str | Path, source: str | Path | None = None) -> Verification:
     except CheckpointError as error:
         return Verification(len(records), 0, damaged or (str(error.where),), (), ())
     originals = {} if source is None else _tensors(resolve(source))
-    used = {record["source"] for record in records.values()} & originals.keys()
+    used = sorted({record["source"] for record in records.values()} & originals.keys())
 
-    different, missing, source_hashes, equal = list(damaged), [], {}, 0
-    total = sum(tensor.nbytes for tensor in tensors.values()) + sum(originals[name].nbytes for name in used)
+    present = [name for name in records if name in tensors]
+    total = sum(originals[name].nbytes for name in used) + sum(tensors[name].nbytes for name in present)
     with progress("verify", total, "B") as advance:
-        for name in used:
-            source_hashes[name] = _hash(originals[name])
-            advance(originals[name].nbytes)
-        for name, record in records.items():
-            if name not in tensors:
-                missing.append(name)
-                continue
-            same = _hash(tensors[name]) == record["sha256"]
-            advance(tensors[name].nbytes)
-            if source is not None and record["source_sha256"] is not None:
-                same = same and source_hashes.get(record["source"]) == record["source_sha256"]
-            equal += same
-            if not same:
-                different.append(name)
+        source_hashes = dict(zip(used, hash_spans([_span(originals[name]) for name in used], advance), strict=True))
+        hashes = dict(zip(present, hash_spans([_span(tensors[name]) for name in present], advance), strict=True))
+
+    def holds(name: str) -> bool:
+        record = records[name]
+        proved = source is None or record["source_sha256"] in {None, source_hashes.get(record["source"])}
+        return proved and hashes[name] == record["sha256"]
+
+    changed = [name for name in present if not holds(name)]
+    missing = [name for name in records if name not in tensors]
     unexpected = sorted(set(tensors) - set(records)) if "tensors" in content else []
-    return Verification(len(records), equal, tuple(different), tuple(missing), tuple(unexpected))
+    equal = len(present) - len(changed)
+    return Verification(len(records), equal, (*damaged, *changed), tuple(missing), tuple(unexpected))
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
     return open_gguf(path).tensors if is_gguf(path) else open_checkpoint(path).tensors
 
 
-def _hash(tensor: Tensor) -> str:
-    return hash_span(Span(tensor.file, tensor.offset, tensor.nbytes))
+def _span(tensor: Tensor) -> Span:
+    return Span(tensor.file, tensor.offset, tensor.nbytes)
 
 
 def _damaged_files(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def copy_spans(copies: Sequence[tuple[Span, Sequence[Span]]], advance: Callable[
 
     Args:
         copies: pairs of a source and its targets of the same length; the target files must exist.
-        advance: called with the number of bytes written since its last call.
+        advance: called with the number of bytes written since its last call; read, for a source without targets.
 
     Returns:
         The SHA-256 of each source span, in order.
@@ -78,12 +78,17 @@ def copy_spans(copies: Sequence[tuple[Span, Sequence[Span]]], advance: Callable[
         try:
             for (source, targets), digest in zip(copies, pool.map(copy, copies), strict=True):
                 digests.append(digest)
-                advance(source.nbytes * len(targets))
+                advance(source.nbytes * max(len(targets), 1))
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
         files.check_unchanged()
     return digests
+
+
+def hash_spans(spans: Sequence[Span], advance: Callable[..., None]) -> list[str]:
+    """The SHA-256 of each span, read as `copy_spans` reads."""
+    return copy_spans([(span, ()) for span in spans], advance)
 
 
 def hash_span(span: Span) -> str:
