@@ -39,6 +39,8 @@ def hub(tmp_path):
             if self.path.startswith("/api/models/org/model"):
                 files = [{"rfilename": file.name} for file in folder.iterdir()]
                 return self.send(200, json.dumps({"id": "org/model", "sha": COMMIT, "siblings": files}).encode(), {})
+            if self.path.startswith("/org/failing/"):
+                return self.send(403, b"", {})
             file = folder / name
             if not name or not file.is_file():
                 code = "EntryNotFound" if name else "RepoNotFound"
@@ -105,6 +107,20 @@ def test_an_unknown_repository_and_no_network_are_exit_code_2(hub, tmp_path):
     run = deepen("scale", "org/model", str(out), "--drop", "2", endpoint="http://127.0.0.1:9", cache=tmp_path)
     assert run.returncode == 2
     assert not out.exists()
+
+
+def test_a_hub_that_fails_on_the_way_is_exit_code_3(hub, tmp_path):
+    endpoint, _, _ = hub
+    run = deepen("plan", "org/failing", "--drop", "2", endpoint=endpoint, cache=tmp_path)
+    assert (run.returncode, "failed or the connection broke" in run.stderr) == (3, True), run.stderr
+
+
+def test_a_full_disk_is_not_taken_for_the_network(monkeypatch):
+    import deepen.checkpoint.hub as module
+
+    monkeypatch.setattr(module, "_reachable", lambda: True)
+    with pytest.raises(OSError, match="full"), module._hub("org/model"):
+        raise OSError(28, "the disk is full")
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from deepen.checkpoint.reader import Checkpoint, Tensor, open_checkpoint
-from deepen.errors import CheckpointError
+from deepen.errors import CheckpointError, NetworkError
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
 # Never fetched: pickles are not read here, and copies in other formats would only cost time
@@ -39,15 +40,14 @@ def resolve(model: str | Path) -> Path:
 
     Raises:
         CheckpointError: there is no such path, no such repository, or it cannot be reached.
+        NetworkError: the connection broke, or the Hub failed, on the way.
     """
     if is_hub_id(model):
         from huggingface_hub import snapshot_download
 
         name, revision = _split(str(model))
-        with _hub_errors(str(model)):
-            return Path(
-                snapshot_download(name, revision=revision, ignore_patterns=_NOT_NEEDED, local_files_only=not _reachable())
-            )
+        with _hub(str(model)) as online:
+            return Path(snapshot_download(name, revision=revision, ignore_patterns=_NOT_NEEDED, local_files_only=not online))
     path = Path(model)
     if not path.exists():
         raise CheckpointError(
@@ -62,15 +62,15 @@ def open_headers(model: str | Path) -> Checkpoint:
     """Read config and tensor headers only; of a Hub id too, without downloading weights.
 
     Raises:
-        CheckpointError: as `resolve` and `open_checkpoint`.
+        CheckpointError, NetworkError: as `resolve` and `open_checkpoint`.
     """
     if not is_hub_id(model):
         return open_checkpoint(resolve(model))
     from huggingface_hub import get_safetensors_metadata, hf_hub_download, snapshot_download
 
     name, revision = _split(str(model))
-    with _hub_errors(str(model)):
-        if not _reachable():
+    with _hub(str(model)) as online:
+        if not online:
             return open_checkpoint(Path(snapshot_download(name, revision=revision, local_files_only=True)))
         config = json.loads(Path(hf_hub_download(name, "config.json", revision=revision)).read_text(encoding="utf-8"))
         metadata = get_safetensors_metadata(name, revision=revision)
@@ -102,8 +102,11 @@ def _reachable() -> bool:
 
 def _is_connection_error(error: Exception) -> bool:
     # the HTTP client below huggingface_hub has error classes of its own, and changes with its version
+    from huggingface_hub.errors import HfHubHTTPError
+
     clients = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in clients
+    network = ConnectionError | TimeoutError | socket.gaierror | HfHubHTTPError  # not every OSError: the disk may be full
+    return isinstance(error, network) or type(error).__module__.split(".")[0] in clients
 
 
 def _split(model: str) -> tuple[str, str | None]:
@@ -112,11 +115,13 @@ def _split(model: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _hub_errors(model: str) -> Iterator[None]:
+def _hub(model: str) -> Iterator[bool]:
+    """Whether the Hub can be reached; what goes wrong with it inside the block becomes deepen's errors."""
     from huggingface_hub import errors
 
+    online = _reachable()
     try:
-        yield
+        yield online
     except errors.GatedRepoError as error:
         raise CheckpointError(
             "the repository is gated", where=model, next="accept its terms on the Hub and log in (hf auth login)"
@@ -137,15 +142,17 @@ def _hub_errors(model: str) -> Iterator[None]:
         raise CheckpointError("the repository's files cannot be parsed", where=model, next="choose another revision") from error
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
-            raise _unreachable(model) from error
+            raise _broken_off(model, online) from error
         raise CheckpointError("the repository has no config.json", where=model, next="choose a language model") from error
     except Exception as error:
         if _is_connection_error(error):
-            raise _unreachable(model) from error
+            raise _broken_off(model, online) from error
         raise
 
 
-def _unreachable(model: str) -> CheckpointError:
+def _broken_off(model: str, online: bool) -> CheckpointError | NetworkError:
+    if online:
+        return NetworkError("the Hub failed or the connection broke on the way", where=model, next="run again")
     # The user can act (a local folder, a network), so this is exit code 2 and not a failure of the machine
     return CheckpointError(
         "no such file or folder here, and the Hub cannot be reached (no network, or HF_HUB_OFFLINE is set)",

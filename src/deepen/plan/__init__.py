@@ -10,10 +10,10 @@ from deepen.checkpoint import Checkpoint, Tensor, open_headers
 from deepen.checkpoint.gguf import Gguf, open_gguf
 from deepen.checkpoint.hub import is_hub_id
 from deepen.errors import CheckpointError, OptionError
-from deepen.plan.layers import Plan, Seam, parse_plan, whole
+from deepen.plan.layers import Plan, Seam, parse_plan
 from deepen.plan.price import Facts, price
 
-__all__ = ["Plan", "Seam", "describe", "parse_plan", "plan", "read_architecture", "whole"]
+__all__ = ["Plan", "Seam", "describe", "parse_plan", "plan", "read_architecture"]
 
 _DTYPE_BYTES = {"keep": None, "float32": 4, "bfloat16": 2, "float16": 2}
 Options = dict[str, Any]

@@ -168,11 +168,6 @@ def parse_plan(
     return Plan(source_layers, result.layers, result.repeated) if identity_init and expand is None else result
 
 
-def whole(source_layers: int) -> Plan:
-    """The plan that changes nothing."""
-    return Plan(source_layers, tuple(range(source_layers)))
-
-
 def _dropped(n: int, drop: int) -> Plan:
     drop = _natural("drop", drop)
     if 2 * drop > n:
