@@ -67,7 +67,7 @@ _LAYOUTS: Layouts = {
     "chosen and rejected": (("chosen", "rejected"), ("tools",)),
 }
 _ANSWERS = {"OpenAI pairs": ("preferred_output", "non_preferred_output")}
-# Where data sets say how good they hold the answers
+# Where data sets say how good they hold the answers to be, beside them or under `metadata`
 _RATINGS = (
     ("score_chosen", "score_rejected"),
     ("chosen-rating", "rejected-rating"),
@@ -227,7 +227,9 @@ def _part(
 
 
 def _rated_the_same(row: Mapping[str, Any]) -> bool:
-    return any(row.get(one) is not None and row.get(one) == row.get(other) for one, other in _RATINGS)
+    details = row.get("metadata")
+    columns = {**details, **row} if isinstance(details, dict) else row
+    return any(columns.get(one) is not None and columns.get(one) == columns.get(other) for one, other in _RATINGS)
 
 
 def _conversation(
