@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -24,7 +24,7 @@ from deepen.model import load
 from deepen.output import check_disk, check_target, write_file
 from deepen.report.curves import recovery_curve
 from deepen.train import learns, ranks
-from deepen.train.loop import AnyBatch, Run, train
+from deepen.train.loop import AnyBatch, Learner, Run, train
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import (
     PRECISIONS,
@@ -38,7 +38,40 @@ from deepen.train.network import (
 )
 from deepen.train.options import FREE, Shared
 from deepen.train.schedule import learning_rate, warmup_steps
-from deepen.train.state import begin, discard_state, noted_settings
+from deepen.train.state import begin, discard_state, noted_settings, saved_step
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a network is trained, for parts of a lesson that ask it something.
+
+    Attributes:
+        folder: the partial output.
+        run: `control` for the base that is trained beside; None for the run itself.
+        precision: what matrices are multiplied in.
+    """
+
+    folder: Path
+    run: str | None
+    precision: torch.dtype
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is told of a finished run.
+
+    Attributes:
+        text: for the model card, Markdown.
+        results: for the manifest.
+        draw: writes the picture.
+    """
+
+    text: str
+    results: Mapping[str, Any]
+    draw: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -57,6 +90,11 @@ class Lesson(Generic[AnyBatch]):
         until_recovered: end when the base's level is reached.
         results: further results for the manifest.
         files: further small files, name to text; they replace the source's of the same name.
+        parts: the lesson in parts that depend on what is learned: each is the lesson with `batches`, `validate` and `tokens` of
+            its own, and with `steps` up to its end. It is asked for when the network has learned the part before it, or has
+            what an interrupted run saved last; each has an optimizer and a schedule of its own.
+        account: tells of the rows of the run, those of the control, and the base's loss; of perplexity unless given.
+        has_level: whether the base's loss can be compared.
     """
 
     batches: Callable[[int], Sequence[AnyBatch]]
@@ -70,6 +108,9 @@ class Lesson(Generic[AnyBatch]):
     until_recovered: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    parts: Callable[[Any, Place], Iterable[Lesson[AnyBatch]]] | None = None
+    account: Callable[[str, Rows, Rows], Account] | None = None
+    has_level: bool = True
 
 
 def run_stage(
@@ -117,7 +158,7 @@ def run_stage(
             if ranks.first(lambda: begin(folder, settings, resume=shared["resume"])):
                 return out
             trainer = _Trainer(lesson, shared, folder, device, precision, teacher)
-            level = trainer.control(base) if shared["control"] and base else trainer.level(base)
+            level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
             network, learned = trainer.run(source, plan, level)
             write_checkpoint(folder, network, source)
             if ranks.rank() == 0:
@@ -198,21 +239,41 @@ class _Trainer(Generic[AnyBatch]):
         )
         speed_up(network, compile=shared["compile"], activation_checkpointing=shared["activation_checkpointing"])
         teacher = self._load_teacher()
-        rising = warmup_steps(shared["warmup"], lesson.steps)
-        enough = level is not None and lesson.until_recovered
+        precision = PRECISIONS[self.precision]
+        done = 0
+        for part in [lesson] if lesson.parts is None else lesson.parts(network, Place(self.folder, name, precision)):
+            if saved_step(self.folder, name or "run") <= part.steps:
+                self._learn(part, network, learners, name, level, done, teacher)
+            done = part.steps
+        learned = learns.count(learners)
+        return learns.merge_adapters(network), learned
+
+    def _learn(
+        self,
+        part: Lesson[AnyBatch],
+        network: Any,
+        learners: Sequence[Learner],
+        name: str | None,
+        level: float | None,
+        done: int,
+        teacher: Teacher | None,
+    ) -> None:
+        shared, steps = self.shared, part.steps - done
+        rising = warmup_steps(shared["warmup"], steps)
+        enough = level is not None and part.until_recovered
         train(
             network,
-            batches=lesson.batches,
-            loss=lambda network, batch: lesson.loss(network, batch, teacher),
+            batches=part.batches,
+            loss=lambda network, batch: part.loss(network, batch, teacher),
             learns=learners,
             run=Run(
                 folder=self.folder,
-                steps=lesson.steps,
-                tokens=lesson.tokens,
+                steps=part.steps,
+                tokens=part.tokens,
                 rate=lambda step: learning_rate(
-                    step, peak=shared["learning_rate"], steps=lesson.steps, warmup=rising, schedule=shared["schedule"]
+                    step - done, peak=shared["learning_rate"], steps=steps, warmup=rising, schedule=shared["schedule"]
                 ),
-                validate=lambda: lesson.validate(network),
+                validate=lambda: part.validate(network),
                 enough=lambda measured: enough and measured["validation_loss"] <= (level or 0.0),
                 every=shared["every"],
                 save_every=shared["save_every"],
@@ -221,10 +282,10 @@ class _Trainer(Generic[AnyBatch]):
                 device=torch.device(self.device),
                 precision=PRECISIONS[self.precision],
                 name=name,
+                begin=done,
+                followed=part.steps < self.lesson.steps,
             ),
         )
-        learned = learns.count(learners)
-        return learns.merge_adapters(network), learned
 
     def _load_teacher(self) -> Teacher | None:
         if self._teacher is None:
@@ -296,18 +357,16 @@ def _finish(
     for name, text in lesson.files.items():
         write_file(folder / name, text)
     rows, beside = (read_rows(folder / METRICS_FILE, run) for run in (None, "control"))
-    points, control = _points(rows), _points(beside)
-    base = None if level is None else perplexity(level)
-    curves = {Path(facts["source"]["model"]).name: points} | (
-        {"control: the base on the same data": control} if control else {}
+    made_from = Path(facts["source"]["model"]).name
+    account = (
+        _perplexity_account(lesson, made_from, rows, beside, level)
+        if lesson.account is None
+        else lesson.account(made_from, rows, beside)
     )
-    recovery_curve(folder / lesson.curve, curves, baseline=base)
+    account.draw(folder / lesson.curve)
     readme = source.path / "README.md"
     card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
-    sentence = f"Perplexity on {lesson.subject}: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
-    against = "" if base is None else f"; the base has {base:.2f}"
-    against += f", and {control[-1][1]:.2f} after the same training" if control else ""
-    card += f"\n## Training\n\n{sentence}{against}.\n\n![{Path(lesson.curve).stem.capitalize()} curve]({lesson.curve})\n"
+    card += f"\n## Training\n\n{account.text}\n\n![{Path(lesson.curve).stem.capitalize()} curve]({lesson.curve})\n"
     write_file(folder / "README.md", card)
     tensors, headers = hash_tensors(folder)
     steps = [row for row in rows if "loss" in row]
@@ -318,14 +377,11 @@ def _finish(
         seconds=time.monotonic() - start,
         results={
             "steps": len(steps),
-            "tokens": points[-1][0],
+            "tokens": steps[-1]["tokens"],
             "learned_parameters": learned,
             "processes": ranks.world_size(),
             "training_seconds": round(sum(row["seconds"] for row in steps), 3),
-            "validation_perplexity_before": points[0][1],
-            "validation_perplexity": points[-1][1],
-            "base_validation_perplexity": base,
-            "control_validation_perplexity": control[-1][1] if control else None,
+            **account.results,
             **lesson.results,
         },
         files=file_hashes(folder, exclude=(*headers, MANIFEST_FILE)),
@@ -333,6 +389,25 @@ def _finish(
         shard_headers=headers,
     )
     discard_state(folder)
+
+
+def _perplexity_account(lesson: Lesson[Any], name: str, rows: Rows, beside: Rows, level: float | None) -> Account:
+    points, control = _points(rows), _points(beside)
+    base = None if level is None else perplexity(level)
+    curves = {name: points} | ({"control: the base on the same data": control} if control else {})
+    sentence = f"Perplexity on {lesson.subject}: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
+    against = "" if base is None else f"; the base has {base:.2f}"
+    against += f", and {control[-1][1]:.2f} after the same training" if control else ""
+    return Account(
+        f"{sentence}{against}.",
+        {
+            "validation_perplexity_before": points[0][1],
+            "validation_perplexity": points[-1][1],
+            "base_validation_perplexity": base,
+            "control_validation_perplexity": control[-1][1] if control else None,
+        },
+        lambda file: recovery_curve(file, curves, baseline=base),
+    )
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
