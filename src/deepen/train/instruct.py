@@ -14,12 +14,13 @@ from deepen.data.chat import read_conversations
 from deepen.data.template import Row, encode_conversations, find_template, limit_rows
 from deepen.data.text import Paths, check_vocabulary
 from deepen.likelihood import check_context
+from deepen.train.account import loss_and_perplexity
 from deepen.train.epochs import Order, check_rows, digest, rows_per_step, split, spread
 from deepen.train.loop import Batch
 from deepen.train.network import Words
 from deepen.train.options import Shared, settle
 from deepen.train.sequences import mean_token_loss, micro_batches, pack_sequences, sequence, token_loss
-from deepen.train.stage import Lesson, loss_and_perplexity, run_stage
+from deepen.train.stage import Lesson, Part, run_stage
 
 CURVE_FILE = "training.png"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -104,12 +105,16 @@ def instruct(
             chosen = [sequence(row.tokens, row.labels) for row in order.rows_of(step)]
             return micro_batches(pack_sequences(chosen, sequence_length) if packing else chosen, settled["micro_batch"], device)
 
-        return Lesson(
+        whole = Part(
             batches=batches,
-            loss=token_loss,
             validate=lambda network: loss_and_perplexity(mean_token_loss(network, measured, device)),
             steps=order.steps,
             tokens=order.tokens,
+        )
+        return Lesson(
+            loss=token_loss,
+            parts=lambda _network, _place: [whole],
+            steps=whole.steps,
             fingerprints={
                 "data": digest(rows),
                 "validation": digest(held_out),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,8 @@ from deepen.errors import OptionError
 from deepen.likelihood import Teacher
 from deepen.model import load
 from deepen.output import check_disk, check_target, write_file
-from deepen.report.curves import recovery_curve
 from deepen.train import learns, ranks
+from deepen.train.account import Account, Rows, perplexity_account
 from deepen.train.loop import AnyBatch, Learner, Run, train
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import (
@@ -40,13 +39,10 @@ from deepen.train.options import FREE, Shared
 from deepen.train.schedule import learning_rate, warmup_steps
 from deepen.train.state import begin, discard_state, noted_settings, saved_step
 
-Rows = Sequence[Mapping[str, Any]]
-"""Rows of `metrics.jsonl`."""
-
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a network is trained, for parts of a lesson that ask it something.
+    """Where and how a network is trained.
 
     Attributes:
         folder: the partial output.
@@ -60,56 +56,51 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Account:
-    """What is told of a finished run.
+class Part(Generic[AnyBatch]):
+    """A part of a lesson, with an optimizer and a schedule of its own.
 
     Attributes:
-        text: for the model card, Markdown.
-        results: for the manifest.
-        draw: writes the picture.
+        batches: this process's micro-batches of a zero-based step.
+        validate: measures a network; `validation_loss` and whatever else is to be logged.
+        steps: optimizer steps up to its end, those of the parts before included.
+        tokens: how many tokens are read before a step.
     """
 
-    text: str
-    results: Mapping[str, Any]
-    draw: Callable[[Path], None]
+    batches: Callable[[int], Sequence[AnyBatch]]
+    validate: Callable[[Any], Mapping[str, float]]
+    steps: int
+    tokens: Callable[[int], int]
 
 
 @dataclass(frozen=True)
 class Lesson(Generic[AnyBatch]):
-    """What a stage teaches: the loop's arguments, made before any weight is loaded.
+    """What a stage teaches, made before any weight is loaded.
 
     Attributes:
-        batches: this process's micro-batches of a zero-based step.
         loss: the summed loss of a micro-batch and further sums to be logged, with a teacher or without.
-        validate: measures a network; `validation_loss` and, where it has a meaning, `validation_perplexity`.
+        parts: what is learned one after the other; a part may depend on the network, and is asked for when that has learned the
+            parts before it.
         steps: optimizer steps in all.
-        tokens: how many tokens are read before a zero-based step.
         fingerprints: hashes of the data; a run is only continued with the same.
         subject: what is measured, a few words.
         curve: name of the picture.
         until_recovered: end when the base's level is reached.
         results: further results for the manifest.
         files: further small files, name to text; they replace the source's of the same name.
-        parts: the lesson in parts that depend on what is learned: each is the lesson with `batches`, `validate` and `tokens` of
-            its own, and with `steps` up to its end. It is asked for when the network has learned the part before it, or has
-            what an interrupted run saved last; each has an optimizer and a schedule of its own.
-        account: tells of the rows of the run, those of the control, and the base's loss; of perplexity unless given.
+        account: tells of a finished run as `perplexity_account` does.
         has_level: whether the base's loss can be compared.
     """
 
-    batches: Callable[[int], Sequence[AnyBatch]]
     loss: Callable[[Any, AnyBatch, Teacher | None], tuple[Tensor, Mapping[str, Tensor]]]
-    validate: Callable[[Any], Mapping[str, float]]
+    parts: Callable[[Any, Place], Iterable[Part[AnyBatch]]]
     steps: int
-    tokens: Callable[[int], int]
     fingerprints: Mapping[str, str]
     subject: str
     curve: str
     until_recovered: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
-    parts: Callable[[Any, Place], Iterable[Lesson[AnyBatch]]] | None = None
-    account: Callable[[str, Rows, Rows], Account] | None = None
+    account: Callable[[str, str, Rows, Rows, float | None], Account] = perplexity_account
     has_level: bool = True
 
 
@@ -215,10 +206,14 @@ class _Trainer(Generic[AnyBatch]):
             if not base.is_file()
             else load(base, dtype="float32", device=self.device)[0]
         )
-        loss = self.lesson.validate(network)["validation_loss"]
+        (part,) = self.lesson.parts(network, self._place(None))
+        loss = part.validate(network)["validation_loss"]
         del network
         release(self.device)
         return loss
+
+    def _place(self, name: str | None) -> Place:
+        return Place(self.folder, name, PRECISIONS[self.precision])
 
     def _load(self, source: Checkpoint, what: str) -> Any:
         return load_network(source, self.device, precision=self.precision, sharded=what != "lora")
@@ -239,9 +234,8 @@ class _Trainer(Generic[AnyBatch]):
         )
         speed_up(network, compile=shared["compile"], activation_checkpointing=shared["activation_checkpointing"])
         teacher = self._load_teacher()
-        precision = PRECISIONS[self.precision]
         done = 0
-        for part in [lesson] if lesson.parts is None else lesson.parts(network, Place(self.folder, name, precision)):
+        for part in lesson.parts(network, self._place(name)):
             if saved_step(self.folder, name or "run") <= part.steps:
                 self._learn(part, network, learners, name, level, done, teacher)
             done = part.steps
@@ -250,7 +244,7 @@ class _Trainer(Generic[AnyBatch]):
 
     def _learn(
         self,
-        part: Lesson[AnyBatch],
+        part: Part[AnyBatch],
         network: Any,
         learners: Sequence[Learner],
         name: str | None,
@@ -260,11 +254,11 @@ class _Trainer(Generic[AnyBatch]):
     ) -> None:
         shared, steps = self.shared, part.steps - done
         rising = warmup_steps(shared["warmup"], steps)
-        enough = level is not None and part.until_recovered
+        enough = level is not None and self.lesson.until_recovered
         train(
             network,
             batches=part.batches,
-            loss=lambda network, batch: part.loss(network, batch, teacher),
+            loss=lambda network, batch: self.lesson.loss(network, batch, teacher),
             learns=learners,
             run=Run(
                 folder=self.folder,
@@ -304,16 +298,6 @@ def weights_hash(source: Checkpoint) -> str:
     """One hash for all weights."""
     files = sorted({tensor.file for tensor in source.tensors.values()})
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
-
-
-def loss_and_perplexity(loss: float) -> dict[str, float]:
-    """What is logged of a mean loss in nats per token."""
-    return {"validation_loss": loss, "validation_perplexity": perplexity(loss)}
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), or infinity."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _plain(value: Any) -> Any:
@@ -358,11 +342,7 @@ def _finish(
         write_file(folder / name, text)
     rows, beside = (read_rows(folder / METRICS_FILE, run) for run in (None, "control"))
     made_from = Path(facts["source"]["model"]).name
-    account = (
-        _perplexity_account(lesson, made_from, rows, beside, level)
-        if lesson.account is None
-        else lesson.account(made_from, rows, beside)
-    )
+    account = lesson.account(made_from, lesson.subject, rows, beside, level)
     account.draw(folder / lesson.curve)
     readme = source.path / "README.md"
     card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
@@ -377,7 +357,7 @@ def _finish(
         seconds=time.monotonic() - start,
         results={
             "steps": len(steps),
-            "tokens": steps[-1]["tokens"],
+            "tokens": rows[-1]["tokens"],
             "learned_parameters": learned,
             "processes": ranks.world_size(),
             "training_seconds": round(sum(row["seconds"] for row in steps), 3),
@@ -389,26 +369,3 @@ def _finish(
         shard_headers=headers,
     )
     discard_state(folder)
-
-
-def _perplexity_account(lesson: Lesson[Any], name: str, rows: Rows, beside: Rows, level: float | None) -> Account:
-    points, control = _points(rows), _points(beside)
-    base = None if level is None else perplexity(level)
-    curves = {name: points} | ({"control: the base on the same data": control} if control else {})
-    sentence = f"Perplexity on {lesson.subject}: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
-    against = "" if base is None else f"; the base has {base:.2f}"
-    against += f", and {control[-1][1]:.2f} after the same training" if control else ""
-    return Account(
-        f"{sentence}{against}.",
-        {
-            "validation_perplexity_before": points[0][1],
-            "validation_perplexity": points[-1][1],
-            "base_validation_perplexity": base,
-            "control_validation_perplexity": control[-1][1] if control else None,
-        },
-        lambda file: recovery_curve(file, curves, baseline=base),
-    )
-
-
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    return [(row["tokens"], row["validation_perplexity"]) for row in rows if "validation_perplexity" in row]
