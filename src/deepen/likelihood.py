@@ -139,9 +139,8 @@ def _losses(model: Any, tokens: Tensor, labels: Tensor, positions: Tensor | None
 
     # inside the head, where a sharded weight is whole
     def losses(hidden: Tensor) -> Tensor:
-        flat = hidden.flatten(0, 1)
-        result = _HeadLosses.apply(flat, head.weight, labels.flatten(), taught, _dtype(flat))  # type: ignore[no-untyped-call]
-        return result.view(*labels.shape, 2)  # type: ignore[no-any-return]
+        result: Tensor = _HeadLosses.apply(hidden, head.weight, labels, taught, _dtype(hidden))  # type: ignore[no-untyped-call]
+        return result
 
     with _replaced(head, losses):
         result: Tensor = model(**inputs).logits
@@ -171,10 +170,12 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, taught: Any, dtype: torch.dtype) -> Tensor:
-        asked = (labels != IGNORED).nonzero()[:, 0]
-        few, matrix, targets = hidden[asked].to(dtype), weight.to(dtype), labels[asked]
+        flat = labels.flatten()
+        asked = (flat != IGNORED).nonzero()[:, 0]
+        few, matrix, targets = hidden.flatten(0, -2)[asked].to(dtype), weight.to(dtype), flat[asked]
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        result = torch.zeros(len(labels), 2, device=hidden.device)
+        shaped = torch.zeros(*labels.shape, 2, device=hidden.device)
+        result = shaped.view(-1, 2)
         grad_hidden = torch.empty_like(few) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -187,24 +188,27 @@ class _HeadLosses(torch.autograd.Function):
                     _add_product(grad_weight, slopes, few[part])
         ctx.dtype, ctx.taught, ctx.shape = dtype, taught, hidden.shape
         ctx.save_for_backward(few, weight, targets, asked, grad_hidden, grad_weight)
-        return result
+        return shaped
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         few, weight, targets, asked, grad_hidden, grad_weight = ctx.saved_tensors
-        factors = gradients[0][asked].sum(1)  # the second column is not differentiated by anyone, or is the first one
+        factors = (
+            gradients[0].flatten(0, -2)[asked].sum(1)
+        )  # the second column is not differentiated by anyone, or is the first one
         whole = None
         if grad_hidden is not None:
             whole = factors.new_zeros(ctx.shape, dtype=few.dtype)
-            whole[asked] = grad_hidden * factors[:, None].to(few.dtype)
+            whole.flatten(0, -2)[asked] = grad_hidden * factors[:, None].to(few.dtype)
         if grad_weight is not None and len(factors):
             if (factors == factors[0]).all():
                 grad_weight = grad_weight * factors[0]
             else:
                 grad_weight, matrix = torch.zeros_like(weight), weight.to(ctx.dtype)
-                nowhere = torch.empty(ctx.shape[0], 2, device=few.device)
+                nowhere = torch.empty(gradients[0].numel() // 2, 2, device=few.device)
                 for part in _parts(len(asked), len(matrix), few.device):
-                    slopes = _losses_and_slopes(few[part], matrix, targets[part], asked[part], ctx.taught, ctx.dtype, nowhere)
+                    places = asked[part]
+                    slopes = _losses_and_slopes(few[part], matrix, targets[part], places, ctx.taught, ctx.dtype, nowhere)
                     _add_product(grad_weight, slopes * factors[part, None].to(ctx.dtype), few[part])
         return whole, grad_weight, None, None, None
 

@@ -78,33 +78,39 @@ class Words:
 
 
 def load_network(source: Checkpoint, device: str, *, precision: str, sharded: bool) -> Any:
-    """The model in float32 on its device; sharded over all processes where there are several.
+    """The model in float32 on its device; sharded over all processes where there are several (FSDP2).
+
+    Transformers loads each process its shards alone. Where it does not know how to (no plan for the architecture), or would
+    let the halves of tied embeddings drift apart (a vocabulary that the processes do not divide, transformers 5.23), each
+    process loads the whole model and keeps its part.
 
     Raises:
         CheckpointError: it cannot be loaded.
-        UnsupportedModelError: transformers cannot shard it.
     """
     if not sharded or ranks.world_size() == 1:
         return load(source.path, dtype="float32", device=device)[0]
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers.distributed import DistributedConfig
 
-    disable_progress_bar()
-    copies = ranks.replicas()
-    config = DistributedConfig(
-        fsdp_size=ranks.world_size() // copies,
-        dp_replicate_size=copies,
-        fsdp_mixed_precision=precision == "bfloat16",
-    )
-    try:
+    copies, low = ranks.replicas(), precision == "bfloat16"
+    shards = ranks.world_size() // copies
+    config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+    text = config.get_text_config()
+    planned = bool(getattr(text, "base_model_fsdp_plan", None))
+    if planned and not (text.tie_word_embeddings and text.vocab_size % shards):
+        disable_progress_bar()
+        sharding = DistributedConfig(fsdp_size=shards, dp_replicate_size=copies, fsdp_mixed_precision=low)
         return AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, local_files_only=True, distributed_config=config
+            source.path, dtype=torch.float32, local_files_only=True, distributed_config=sharding
         )
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UnsupportedModelError(
-            f"transformers cannot shard it over processes: {str(error).splitlines()[0][:200]}",
-            where=source.path,
-            next="train it in one process, or with --train lora",
-        ) from error
+    network = load(source.path, dtype="float32", device=device)[0]
+    kind = device.partition(":")[0]
+    mesh = init_device_mesh(kind, (copies, shards), mesh_dim_names=("copies", "shards"))
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if low else MixedPrecisionPolicy()
+    for part in (*_layers(network), network):
+        fully_shard(part, mesh=mesh if copies > 1 else mesh["shards"], mp_policy=mixed)
+    return network
 
 
 def choose_precision(wanted: str, device: str) -> str:
@@ -130,8 +136,7 @@ def speed_up(network: Any, *, compile: bool, activation_checkpointing: bool) -> 
         return
     if network.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise MissingDependencyError("--compile needs a C++ compiler", next="install one, such as g++, or leave it out")
-    layers = max((each for each in network.modules() if isinstance(each, torch.nn.ModuleList)), key=len)
-    for layer in layers:
+    for layer in _layers(network):
         layer.compile()
 
 
@@ -165,6 +170,10 @@ def write_checkpoint(folder: Path, network: Any, source: Checkpoint) -> None:
             file.replace(folder / file.name)
         copy_side_files(source.path, (Path("config.json"), *source.side_files), folder)
     ranks.wait()
+
+
+def _layers(network: Any) -> torch.nn.ModuleList:
+    return max((each for each in network.modules() if isinstance(each, torch.nn.ModuleList)), key=len)
 
 
 def _is_sharded(network: Any) -> bool:
