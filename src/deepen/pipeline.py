@@ -303,6 +303,10 @@ def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
             from deepen.train.instruct import instruct
 
             instruct(step.source, step.out, resume=resume, **step.options)
+        case "align":
+            from deepen.train.align import align
+
+            align(step.source, step.out, resume=resume, **step.options)
         case "export":
             from deepen.export import export
 

@@ -18,7 +18,6 @@ from deepen.checkpoint.manifest import read_manifest
 from deepen.data.template import SOLAR, Row
 from deepen.data.text import IGNORED
 from deepen.errors import DataError, OptionError, UnsupportedModelError, UserError
-from deepen.train import instruct as module
 from deepen.train.instruct import instruct
 from deepen.train.sequences import mean_token_loss, micro_batches, pack_sequences, sequence, token_loss
 from trainable import write_checkpoint
@@ -167,26 +166,6 @@ def test_micro_batches_are_one_padded_batch_and_that_is_separate_rows(model: Pat
         assert found[size][0] == pytest.approx(found[1][0], rel=1e-6)
         for one, other in zip(network.parameters(), found[size][1].parameters(), strict=True):
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_an_epoch_takes_every_row_once_and_the_last_step_what_is_left() -> None:
-    rows = rows_of(*((length, 2) for length in range(10, 21)))
-    order = module._Order(rows, 22, 4, seed=0)
-    steps = [[len(row.tokens) for row in order.rows_of(step)] for step in range(order.steps)]
-    assert [len(step) for step in steps] == [4, 4, 4, 4, 4, 2]
-    flat = [length for step in steps for length in step]
-    assert sorted(flat[:11]) == sorted(flat[11:]) == list(range(10, 21))
-    assert flat[:11] != flat[11:]
-    assert [order.tokens(step) for step in range(7)] == [0, *np.cumsum([sum(step) for step in steps])]
-    assert module._Order(rows, 3, 4, seed=0).steps == 1
-
-
-def test_held_out_rows_are_spread_over_the_data() -> None:
-    rows = list(range(100))
-    rest, held_out = module._spread(rows, 5)
-    assert held_out == [10, 30, 50, 70, 90]
-    assert sorted(rest + held_out) == rows
-    assert module._spread([1, 2], 9) == ([], [1, 2])
 
 
 def test_metrics_count_the_tokens_of_each_step(model: Path, chats: Path, tmp_path: Path) -> None:

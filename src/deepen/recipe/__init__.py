@@ -201,6 +201,16 @@ class InstructStage(Stage):
             yield "has both batch_rows and batch_tokens; give one of them"
 
 
+class AlignStage(InstructStage):
+    """`stage: align`; the options of `instruct`, and those of DPO."""
+
+    stepwise: bool | None = None
+    beta: Annotated[float, Field(gt=0)] | None = None
+    loss: Literal["sigmoid", "ipo"] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    sft_weight: Annotated[float, Field(ge=0)] | None = None
+
+
 class EvaluateStage(PlannedStage):
     """`stage: evaluate`."""
 
@@ -244,6 +254,7 @@ STAGES: dict[str, type[Stage]] = {
     "merge": MergeStage,
     "pretrain": PretrainStage,
     "instruct": InstructStage,
+    "align": AlignStage,
     "evaluate": EvaluateStage,
     "export": ExportStage,
     "generate": GenerateStage,

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from deepen.data.chat import read_conversations
 from deepen.data.template import Row, encode_conversations, find_template, limit_rows
-from deepen.data.text import Paths, check_vocabulary, rows_of_step
-from deepen.errors import DataError, OptionError
+from deepen.data.text import Paths, check_vocabulary
 from deepen.likelihood import check_context
+from deepen.train.account import loss_and_perplexity
+from deepen.train.epochs import Order, check_rows, digest, rows_per_step, split, spread
 from deepen.train.loop import Batch
 from deepen.train.network import Words
-from deepen.train.options import Shared, check_above_zero, settle
+from deepen.train.options import Shared, settle
 from deepen.train.sequences import mean_token_loss, micro_batches, pack_sequences, sequence, token_loss
-from deepen.train.stage import Lesson, loss_and_perplexity, run_stage
-from deepen.units import parse_count
+from deepen.train.stage import Lesson, Part, run_stage
 
 CURVE_FILE = "training.png"
 TEMPLATE_FILE = "chat_template.jinja"
-_TOO_LONG = ("error", "truncate", "drop")
-_ABOVE_ZERO = ("epochs", "sequence_length", "batch_rows", "validation_rows")
-_BATCH_ROWS = 8
-_Each = TypeVar("_Each")
-_HELD_OUT = 10  # without validation data at most a tenth of the conversations is held out
 
 
 def instruct(
@@ -90,16 +84,12 @@ def instruct(
         "sequence_length": sequence_length,
         "too_long": too_long,
         "cap": list(cap or ()),
-        "batch_rows": _batch_rows(batch_rows, batch_tokens, sequence_length),
+        "batch_rows": rows_per_step(batch_rows, batch_tokens, sequence_length),
         "packing": packing,
         "validation": None if validation is None else str(validation),
         "validation_rows": validation_rows,
     }
-    check_above_zero(options, _ABOVE_ZERO)
-    if epochs == math.inf:
-        raise OptionError("a run without end", where="--epochs", next="give a number such as 1 or 0.5")
-    if too_long not in _TOO_LONG:
-        raise OptionError(f"{too_long!r} is no choice", where="--too-long", next=f"use {', '.join(_TOO_LONG)}")
+    check_rows(options)
 
     def prepare(words: Words, device: torch.device) -> Lesson[Batch]:
         check_context(words.config, sequence_length, "--sequence-length")
@@ -108,22 +98,26 @@ def instruct(
         check_vocabulary(
             np.concatenate([each for row in (*rows, *held_out) for each in (row.tokens, row.labels)]), words.vocabulary
         )
-        order = _Order(rows, max(1, math.ceil(round(epochs * len(rows), 6))), options["batch_rows"], settled["seed"])
+        order = Order(rows, epochs=epochs, batch=options["batch_rows"], seed=settled["seed"], size=lambda row: len(row.tokens))
         measured = [sequence(row.tokens, row.labels) for row in held_out]
 
         def batches(step: int) -> list[Batch]:
             chosen = [sequence(row.tokens, row.labels) for row in order.rows_of(step)]
             return micro_batches(pack_sequences(chosen, sequence_length) if packing else chosen, settled["micro_batch"], device)
 
-        return Lesson(
+        whole = Part(
             batches=batches,
-            loss=token_loss,
             validate=lambda network: loss_and_perplexity(mean_token_loss(network, measured, device)),
             steps=order.steps,
             tokens=order.tokens,
+        )
+        return Lesson(
+            loss=token_loss,
+            parts=lambda _network, _place: [whole],
+            steps=whole.steps,
             fingerprints={
-                "data": _digest(rows),
-                "validation": _digest(held_out),
+                "data": digest(rows),
+                "validation": digest(held_out),
                 "chat_template": hashlib.sha256(jinja.encode()).hexdigest(),
             },
             subject="the assistant's words in held-out conversations",
@@ -149,69 +143,7 @@ def _rows(
         encode_conversations(conversations, words.tokenizer, template, ends=words.ends), length, too_long=too_long
     )
     if validation is None:
-        return _split(rows, options["validation_rows"])
-    measured = _spread(read_conversations(validation), options["validation_rows"])[1]
+        return split(rows, options["validation_rows"], what="conversation")
+    measured = spread(read_conversations(validation), options["validation_rows"])[1]
     held_out = encode_conversations(measured, words.tokenizer, template, ends=words.ends)
     return rows, limit_rows(held_out, length, too_long=too_long)
-
-
-class _Order:
-    """Which conversations each step learns: every epoch is a permutation of all of them, and the last step takes what is left.
-
-    Args:
-        rows: all conversations.
-        total: how many are learned in all, over all epochs.
-        batch: how many a step takes.
-        seed: of the permutations.
-    """
-
-    def __init__(self, rows: Sequence[Row], total: int, batch: int, seed: int) -> None:
-        self.steps = math.ceil(total / batch)
-        self._rows, self._total, self._batch, self._seed = rows, total, batch, seed
-        read = [sum(len(row.tokens) for row in self.rows_of(step)) for step in range(self.steps)]
-        self._tokens = np.concatenate([[0], np.cumsum(read)])
-
-    def rows_of(self, step: int) -> list[Row]:
-        chosen = rows_of_step(step, rows=len(self._rows), batch=self._batch, seed=self._seed)
-        return [self._rows[index] for index in chosen[: self._total - step * self._batch]]
-
-    def tokens(self, step: int) -> int:
-        """Tokens read before a step."""
-        return int(self._tokens[step])
-
-
-def _batch_rows(rows: int | None, tokens: str | int | None, length: int) -> int:
-    if tokens is None:
-        return _BATCH_ROWS if rows is None else rows
-    if rows is not None:
-        raise OptionError("both --batch-rows and --batch-tokens are given", next="give one of them")
-    count = parse_count(tokens)
-    if count < 1 or length < 1 or count % length:
-        raise OptionError(
-            f"{count} is not a multiple of the sequence length {length}",
-            where="--batch-tokens",
-            next=f"use a multiple such as {2 * length}",
-        )
-    return count // length
-
-
-def _split(rows: Sequence[Row], held_out: int) -> tuple[list[Row], list[Row]]:
-    if len(rows) < 2:
-        raise DataError(
-            "there is one conversation, and none is left to measure on", next="give more data, or validation data of its own"
-        )
-    return _spread(rows, max(1, min(held_out, len(rows) // _HELD_OUT)))
-
-
-def _spread(rows: Sequence[_Each], count: int) -> tuple[list[_Each], list[_Each]]:
-    """Rows without some of them, and those: `count` at most, evenly spread so that every file and kind of row has a share."""
-    count = min(count, len(rows))
-    chosen = {(2 * place + 1) * len(rows) // (2 * count) for place in range(count)}
-    return [row for place, row in enumerate(rows) if place not in chosen], [rows[place] for place in sorted(chosen)]
-
-
-def _digest(rows: Sequence[Row]) -> str:
-    total = hashlib.sha256()
-    for row in rows:
-        total.update(len(row.tokens).to_bytes(8, "little") + row.tokens.tobytes() + row.labels.tobytes())
-    return total.hexdigest()

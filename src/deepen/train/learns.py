@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +93,9 @@ def _with_adapters(model: Any, rank: int, seed: int) -> Any:
         raise MissingDependencyError("--train lora needs peft", next="pip install 'deepen[train]'") from error
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=_ALPHA * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # peft asks by transformers' old name
+        return get_peft_model(model, config)
 
 
 def count(learners: Sequence[Learner]) -> int:

@@ -70,7 +70,7 @@ class Run:
 
     Attributes:
         folder: the partial output, where metrics and states are kept.
-        steps: optimizer steps in all.
+        steps: optimizer steps in all, those before `begin` included.
         tokens: how many tokens all processes have read before a zero-based step; `tokens(steps)` is all.
         rate: the learning rate of a zero-based step.
         validate: measures the model; the values go to the log as they are.
@@ -83,6 +83,9 @@ class Run:
         precision: what matrices are multiplied in; weights and optimizer are always as the model was loaded.
         energy: joules that all processes have used so far, or None.
         name: `control` for the base that is trained beside; None for the run itself.
+        begin: the first step. Above 0 a run goes on with the model of the one before, which has measured it there and saved it,
+            and with a new optimizer.
+        followed: whether another run goes on after the last step.
     """
 
     folder: Path
@@ -99,6 +102,8 @@ class Run:
     enough: Callable[[Mapping[str, float]], bool] = field(default=lambda _: False)
     energy: Callable[[], float | None] = field(default=lambda: None)
     name: str | None = None
+    begin: int = 0
+    followed: bool = False
 
 
 def train(
@@ -128,23 +133,28 @@ def train(
     groups = [{"params": list(learner.parameters)} for learner in learns]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=_BETAS, weight_decay=0.0, fused=True)
     step = first = load_state(run.folder, run.name or "run", model, optimizer)
-    log = _Log(run, step)
+    follows = 0 < run.begin == first  # the run before has logged, measured and saved this very step
+    if follows:
+        optimizer.state.clear()
+    log = _Log(run, step, rewound=follows)
     model.train()
 
     with log.progress(first) as advance, _terminations() as asked:
         stopping = False
         while True:
-            if step % run.every == 0 or step == run.steps:
+            if (step % run.every == 0 or step == run.steps) and not (follows and step == first):
                 measured = run.validate()
                 _check_finite(run, step, measured)
                 log.row({"step": step, "tokens": run.tokens(step), **measured})
                 if run.enough(measured):
                     break
 
-            if first < step < run.steps and (step % run.save_every == 0 or stopping):
+            last = step == run.steps
+            due = step % run.save_every == 0 or stopping or last
+            if first < step and due and (run.followed or not last):
                 save_state(run.folder, run.name or "run", step, model, optimizer, keep=run.keep)
 
-            if step == run.steps:
+            if last and not (run.followed and stopping):
                 break
             if stopping:
                 print(f"told to end: stopped after step {step} of {run.steps}; the same command continues", file=sys.stderr)
@@ -186,10 +196,10 @@ def train(
 class _Log:
     """Rows of `metrics.jsonl` and the bar on the terminal; only the first process writes."""
 
-    def __init__(self, run: Run, step: int) -> None:
+    def __init__(self, run: Run, step: int, *, rewound: bool) -> None:
         self._run, self._file = run, run.folder / METRICS_FILE
         self._joules = run.energy()
-        if ranks.rank() == 0:
+        if ranks.rank() == 0 and not rewound:
             rewind(self._file, step, run.name)
         ranks.wait()
 

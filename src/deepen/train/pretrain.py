@@ -13,11 +13,12 @@ import torch
 from deepen.data.text import IGNORED, Paths, Tokens, check_vocabulary, encoder, pack, read_tokens, rows_of_step
 from deepen.errors import DataError, OptionError
 from deepen.likelihood import check_context
+from deepen.train.account import loss_and_perplexity
 from deepen.train.loop import Batch
 from deepen.train.network import Words
 from deepen.train.options import Shared, check_above_zero, settle
 from deepen.train.sequences import mean_token_loss, micro_batches, sequence, token_loss
-from deepen.train.stage import Lesson, loss_and_perplexity, run_stage
+from deepen.train.stage import Lesson, Part, run_stage
 from deepen.units import parse_count
 
 CURVE_FILE = "recovery.png"
@@ -100,12 +101,16 @@ def pretrain(
             chosen = rows_of_step(step, rows=len(rows), batch=batch_rows, seed=settled["seed"])
             return micro_batches([_row(rows[index]) for index in chosen], settled["micro_batch"], device)
 
-        return Lesson(
+        whole = Part(
             batches=batches,
-            loss=token_loss,
             validate=lambda network: loss_and_perplexity(mean_token_loss(network, measured, device)),
             steps=math.ceil(wanted / options["batch_tokens"]),
             tokens=lambda step: step * batch_rows * sequence_length,
+        )
+        return Lesson(
+            loss=token_loss,
+            parts=lambda _network, _place: [whole],
+            steps=whole.steps,
             fingerprints={"data": _digest(rows), "validation": _digest(windows)},
             subject="held-out text",
             curve=CURVE_FILE,

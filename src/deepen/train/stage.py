@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -22,9 +21,9 @@ from deepen.errors import OptionError
 from deepen.likelihood import Teacher
 from deepen.model import load
 from deepen.output import check_disk, check_target, write_file
-from deepen.report.curves import recovery_curve
 from deepen.train import learns, ranks
-from deepen.train.loop import AnyBatch, Run, train
+from deepen.train.account import Account, Rows, perplexity_account
+from deepen.train.loop import AnyBatch, Learner, Run, train
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import (
     PRECISIONS,
@@ -38,38 +37,71 @@ from deepen.train.network import (
 )
 from deepen.train.options import FREE, Shared
 from deepen.train.schedule import learning_rate, warmup_steps
-from deepen.train.state import begin, discard_state, noted_settings
+from deepen.train.state import begin, discard_state, noted_settings, saved_step
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a network is trained.
+
+    Attributes:
+        folder: the partial output.
+        run: `control` for the base that is trained beside; None for the run itself.
+        precision: what matrices are multiplied in.
+    """
+
+    folder: Path
+    run: str | None
+    precision: torch.dtype
+
+
+@dataclass(frozen=True)
+class Part(Generic[AnyBatch]):
+    """A part of a lesson, with an optimizer and a schedule of its own.
+
+    Attributes:
+        batches: this process's micro-batches of a zero-based step.
+        validate: measures a network; `validation_loss` and whatever else is to be logged.
+        steps: optimizer steps up to its end, those of the parts before included.
+        tokens: how many tokens are read before a step.
+    """
+
+    batches: Callable[[int], Sequence[AnyBatch]]
+    validate: Callable[[Any], Mapping[str, float]]
+    steps: int
+    tokens: Callable[[int], int]
 
 
 @dataclass(frozen=True)
 class Lesson(Generic[AnyBatch]):
-    """What a stage teaches: the loop's arguments, made before any weight is loaded.
+    """What a stage teaches, made before any weight is loaded.
 
     Attributes:
-        batches: this process's micro-batches of a zero-based step.
         loss: the summed loss of a micro-batch and further sums to be logged, with a teacher or without.
-        validate: measures a network; `validation_loss` and, where it has a meaning, `validation_perplexity`.
+        parts: what is learned one after the other; a part may depend on the network, and is asked for when that has learned the
+            parts before it.
         steps: optimizer steps in all.
-        tokens: how many tokens are read before a zero-based step.
         fingerprints: hashes of the data; a run is only continued with the same.
         subject: what is measured, a few words.
         curve: name of the picture.
         until_recovered: end when the base's level is reached.
         results: further results for the manifest.
         files: further small files, name to text; they replace the source's of the same name.
+        account: tells of a finished run as `perplexity_account` does.
+        has_level: whether the base's loss can be compared.
     """
 
-    batches: Callable[[int], Sequence[AnyBatch]]
     loss: Callable[[Any, AnyBatch, Teacher | None], tuple[Tensor, Mapping[str, Tensor]]]
-    validate: Callable[[Any], Mapping[str, float]]
+    parts: Callable[[Any, Place], Iterable[Part[AnyBatch]]]
     steps: int
-    tokens: Callable[[int], int]
     fingerprints: Mapping[str, str]
     subject: str
     curve: str
     until_recovered: bool = False
     results: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    account: Callable[[str, str, Rows, Rows, float | None], Account] = perplexity_account
+    has_level: bool = True
 
 
 def run_stage(
@@ -117,7 +149,7 @@ def run_stage(
             if ranks.first(lambda: begin(folder, settings, resume=shared["resume"])):
                 return out
             trainer = _Trainer(lesson, shared, folder, device, precision, teacher)
-            level = trainer.control(base) if shared["control"] and base else trainer.level(base)
+            level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
             network, learned = trainer.run(source, plan, level)
             write_checkpoint(folder, network, source)
             if ranks.rank() == 0:
@@ -174,10 +206,14 @@ class _Trainer(Generic[AnyBatch]):
             if not base.is_file()
             else load(base, dtype="float32", device=self.device)[0]
         )
-        loss = self.lesson.validate(network)["validation_loss"]
+        (part,) = self.lesson.parts(network, self._place(None))
+        loss = part.validate(network)["validation_loss"]
         del network
         release(self.device)
         return loss
+
+    def _place(self, name: str | None) -> Place:
+        return Place(self.folder, name, PRECISIONS[self.precision])
 
     def _load(self, source: Checkpoint, what: str) -> Any:
         return load_network(source, self.device, precision=self.precision, sharded=what != "lora")
@@ -198,21 +234,40 @@ class _Trainer(Generic[AnyBatch]):
         )
         speed_up(network, compile=shared["compile"], activation_checkpointing=shared["activation_checkpointing"])
         teacher = self._load_teacher()
-        rising = warmup_steps(shared["warmup"], lesson.steps)
-        enough = level is not None and lesson.until_recovered
+        done = 0
+        for part in lesson.parts(network, self._place(name)):
+            if saved_step(self.folder, name or "run") <= part.steps:
+                self._learn(part, network, learners, name, level, done, teacher)
+            done = part.steps
+        learned = learns.count(learners)
+        return learns.merge_adapters(network), learned
+
+    def _learn(
+        self,
+        part: Part[AnyBatch],
+        network: Any,
+        learners: Sequence[Learner],
+        name: str | None,
+        level: float | None,
+        done: int,
+        teacher: Teacher | None,
+    ) -> None:
+        shared, steps = self.shared, part.steps - done
+        rising = warmup_steps(shared["warmup"], steps)
+        enough = level is not None and self.lesson.until_recovered
         train(
             network,
-            batches=lesson.batches,
-            loss=lambda network, batch: lesson.loss(network, batch, teacher),
+            batches=part.batches,
+            loss=lambda network, batch: self.lesson.loss(network, batch, teacher),
             learns=learners,
             run=Run(
                 folder=self.folder,
-                steps=lesson.steps,
-                tokens=lesson.tokens,
+                steps=part.steps,
+                tokens=part.tokens,
                 rate=lambda step: learning_rate(
-                    step, peak=shared["learning_rate"], steps=lesson.steps, warmup=rising, schedule=shared["schedule"]
+                    step - done, peak=shared["learning_rate"], steps=steps, warmup=rising, schedule=shared["schedule"]
                 ),
-                validate=lambda: lesson.validate(network),
+                validate=lambda: part.validate(network),
                 enough=lambda measured: enough and measured["validation_loss"] <= (level or 0.0),
                 every=shared["every"],
                 save_every=shared["save_every"],
@@ -221,10 +276,10 @@ class _Trainer(Generic[AnyBatch]):
                 device=torch.device(self.device),
                 precision=PRECISIONS[self.precision],
                 name=name,
+                begin=done,
+                followed=part.steps < self.lesson.steps,
             ),
         )
-        learned = learns.count(learners)
-        return learns.merge_adapters(network), learned
 
     def _load_teacher(self) -> Teacher | None:
         if self._teacher is None:
@@ -243,16 +298,6 @@ def weights_hash(source: Checkpoint) -> str:
     """One hash for all weights."""
     files = sorted({tensor.file for tensor in source.tensors.values()})
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
-
-
-def loss_and_perplexity(loss: float) -> dict[str, float]:
-    """What is logged of a mean loss in nats per token."""
-    return {"validation_loss": loss, "validation_perplexity": perplexity(loss)}
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), or infinity."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _plain(value: Any) -> Any:
@@ -296,18 +341,12 @@ def _finish(
     for name, text in lesson.files.items():
         write_file(folder / name, text)
     rows, beside = (read_rows(folder / METRICS_FILE, run) for run in (None, "control"))
-    points, control = _points(rows), _points(beside)
-    base = None if level is None else perplexity(level)
-    curves = {Path(facts["source"]["model"]).name: points} | (
-        {"control: the base on the same data": control} if control else {}
-    )
-    recovery_curve(folder / lesson.curve, curves, baseline=base)
+    made_from = Path(facts["source"]["model"]).name
+    account = lesson.account(made_from, lesson.subject, rows, beside, level)
+    account.draw(folder / lesson.curve)
     readme = source.path / "README.md"
     card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
-    sentence = f"Perplexity on {lesson.subject}: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
-    against = "" if base is None else f"; the base has {base:.2f}"
-    against += f", and {control[-1][1]:.2f} after the same training" if control else ""
-    card += f"\n## Training\n\n{sentence}{against}.\n\n![{Path(lesson.curve).stem.capitalize()} curve]({lesson.curve})\n"
+    card += f"\n## Training\n\n{account.text}\n\n![{Path(lesson.curve).stem.capitalize()} curve]({lesson.curve})\n"
     write_file(folder / "README.md", card)
     tensors, headers = hash_tensors(folder)
     steps = [row for row in rows if "loss" in row]
@@ -318,14 +357,11 @@ def _finish(
         seconds=time.monotonic() - start,
         results={
             "steps": len(steps),
-            "tokens": points[-1][0],
+            "tokens": rows[-1]["tokens"],
             "learned_parameters": learned,
             "processes": ranks.world_size(),
             "training_seconds": round(sum(row["seconds"] for row in steps), 3),
-            "validation_perplexity_before": points[0][1],
-            "validation_perplexity": points[-1][1],
-            "base_validation_perplexity": base,
-            "control_validation_perplexity": control[-1][1] if control else None,
+            **account.results,
             **lesson.results,
         },
         files=file_hashes(folder, exclude=(*headers, MANIFEST_FILE)),
@@ -333,7 +369,3 @@ def _finish(
         shard_headers=headers,
     )
     discard_state(folder)
-
-
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    return [(row["tokens"], row["validation_perplexity"]) for row in rows if "validation_perplexity" in row]

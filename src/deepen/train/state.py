@@ -103,6 +103,11 @@ def save_state(
     wait()
 
 
+def saved_step(folder: Path, run: str) -> int:
+    """How many steps were done in the newest saved state of a run; 0 when nothing was saved."""
+    return max(_steps(folder / _FOLDER / run), default=0)
+
+
 def load_state(folder: Path, run: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put the newest saved state of a run back in place; all processes call it.
 
