@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from deepen.data.chat import read_conversations
+from deepen.data.chat import Conversation, read_conversations
 from deepen.data.template import Row, encode_conversations, find_template, limit_rows
 from deepen.data.text import Paths, check_vocabulary
 from deepen.likelihood import check_context
@@ -92,14 +92,16 @@ def instruct(
     check_rows(options)
 
     def prepare(words: Words, device: torch.device) -> Lesson[Batch]:
+        conversations = read_conversations(data, cap=options["cap"], seed=settled["seed"])
+        measured = None if validation is None else read_conversations(validation)
         check_context(words.config, sequence_length, "--sequence-length")
         jinja = find_template(template, words.tokenizer)
-        rows, held_out = _rows(words, jinja, options, data, validation, settled["seed"])
+        rows, held_out = _rows(words, jinja, options, conversations, measured)
         check_vocabulary(
             np.concatenate([each for row in (*rows, *held_out) for each in (row.tokens, row.labels)]), words.vocabulary
         )
         order = Order(rows, epochs=epochs, batch=options["batch_rows"], seed=settled["seed"], size=lambda row: len(row.tokens))
-        measured = [sequence(row.tokens, row.labels) for row in held_out]
+        windows = [sequence(row.tokens, row.labels) for row in held_out]
 
         def batches(step: int) -> list[Batch]:
             chosen = [sequence(row.tokens, row.labels) for row in order.rows_of(step)]
@@ -107,7 +109,7 @@ def instruct(
 
         whole = Part(
             batches=batches,
-            validate=lambda network: loss_and_perplexity(mean_token_loss(network, measured, device)),
+            validate=lambda network: loss_and_perplexity(mean_token_loss(network, windows, device)),
             steps=order.steps,
             tokens=order.tokens,
         )
@@ -134,16 +136,19 @@ def instruct(
 
 
 def _rows(
-    words: Words, template: str, options: dict[str, Any], data: Paths, validation: str | Path | None, seed: int
+    words: Words,
+    template: str,
+    options: dict[str, Any],
+    conversations: Sequence[Conversation],
+    measured: Sequence[Conversation] | None,
 ) -> tuple[list[Row], list[Row]]:
-    """The conversations to learn, and those to measure on."""
-    length, too_long = options["sequence_length"], options["too_long"]
-    conversations = read_conversations(data, cap=options["cap"], seed=seed)
-    rows = limit_rows(
-        encode_conversations(conversations, words.tokenizer, template, ends=words.ends), length, too_long=too_long
-    )
-    if validation is None:
+    """The conversations to learn, and those to measure on, as tokens."""
+
+    def encode(some: Sequence[Conversation]) -> list[Row]:
+        rows = encode_conversations(some, words.tokenizer, template, ends=words.ends)
+        return limit_rows(rows, options["sequence_length"], too_long=options["too_long"])
+
+    rows = encode(conversations)
+    if measured is None:
         return split(rows, options["validation_rows"], what="conversation")
-    measured = spread(read_conversations(validation), options["validation_rows"])[1]
-    held_out = encode_conversations(measured, words.tokenizer, template, ends=words.ends)
-    return rows, limit_rows(held_out, length, too_long=too_long)
+    return rows, encode(spread(measured, options["validation_rows"])[1])
