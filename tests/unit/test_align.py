@@ -431,7 +431,7 @@ def test_the_verb_on_the_command_line(model: Path, sets: dict[str, Path], tmp_pa
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["data", "easy.json", "hard.json", str(tmp_path / "out")]
     bad = write(tmp_path / "bad.json", [{"prompt": "a", "chosen": "b"}])
-    words = ["align", model, tmp_path / "b", "--data", bad, "--sequence-length", "64"]
+    words = ["align", model, tmp_path / "b", "--data", bad, "--sequence-length", "64", "--template", "solar"]
     done = subprocess.run([sys.executable, "-m", "deepen", *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"error: {bad}, row 1: the columns prompt, chosen are those of no known layout" in done.stderr
