@@ -291,3 +291,22 @@ def test_an_instruct_stage(place: Path) -> None:
     (place / "mine.jinja").unlink()
     with pytest.raises(RecipeError, match=r"stage 'instruct': template: there is no mine\.jinja"):
         run("tuned.yaml")
+
+
+def test_an_align_stage(place: Path) -> None:
+    pairs = [{"prompt": "Speak.", "chosen": "the old river", "rejected": f"{number} stones"} for number in range(12)]
+    for name, part in (("some.json", pairs[:6]), ("more.json", pairs[6:])):
+        (place / name).write_text(json.dumps(part))
+    (place / "aligned.yaml").write_text(
+        "name: aligned\nbase: base\nstages:\n"
+        "  - {stage: align, data: [some.json, more.json], stepwise: true, beta: 0.3, template: solar, sequence_length: 64}\n"
+        "  - {stage: evaluate, data: held_out.txt, window: 64, tokens: 256}\n"
+    )
+    report = run("aligned.yaml")
+    assert "--stepwise --beta 0.3" in report["stages"][0]["command"]
+    assert report["pictures"] == ["runs/aligned/align/training.png"]
+    manifest = json.loads((place / "runs/aligned/align/deepen.json").read_text())
+    assert {chunk["data"] for chunk in manifest["results"]["chunks"]} == {"some.json", "more.json"}
+    assert statuses(run("aligned.yaml")) == ["done"] * 2
+    (place / "some.json").write_text(json.dumps(pairs[:5]))
+    assert statuses(run("aligned.yaml", dry_run=True))[0] == "changed"

@@ -310,14 +310,14 @@ align.align(model, out, data=[hard, easy], stepwise=True, validation=held_out, t
 @pytest.mark.parametrize(
     "when",
     [
-        "after references-run-0.npz",
+        "after run-held-out-0.npz",
         "in step 5",
         "in step 6",
-        "before references-run-1.npz",
-        "after references-run-1.npz",
+        "before run-pairs-1.npz",
+        "after run-held-out-1.npz",
         "in step 9",
         "in step 11",
-        "before references-run-2.npz",
+        "before run-held-out-2.npz",
     ],
 )
 def test_killed_at_any_moment_it_ends_with_the_same_bits(model: Path, sets: dict[str, Path], tmp_path: Path, when: str) -> None:
@@ -339,7 +339,7 @@ def test_references_of_other_settings_are_not_taken(model: Path, sets: dict[str,
     other = write_checkpoint(tmp_path / "other", num_hidden_layers=1)
     arguments = [str(each) for each in (other, out, sets["easy"], sets["hard"], sets["held_out"])]
     subprocess.run([sys.executable, "-c", KILLED, *arguments, "in step 1"], env=ONE_THREAD, check=False)
-    assert list(tmp_path.glob(".out.partial/.training/scratch/references-run-0.npz"))
+    assert list(tmp_path.glob(".out.partial/.training/scratch/run-pairs-0-0.npz"))
     stepwise(model, out, sets)
     assert weights(out) == weights(stepwise(model, tmp_path / "undisturbed", sets))
 
@@ -366,7 +366,7 @@ def test_two_processes_align_as_one_does(model: Path, sets: dict[str, Path], tmp
     for one, two in zip(metrics(alone), metrics(tmp_path / "out"), strict=True):
         assert one.keys() == two.keys()
         for key in one.keys() - TIMED - {"energy_joules"}:
-            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-4), (one["step"], key)
+            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=2e-5), (one["step"], key)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------------
@@ -431,9 +431,7 @@ def test_the_verb_on_the_command_line(model: Path, sets: dict[str, Path], tmp_pa
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["data", "easy.json", "hard.json", str(tmp_path / "out")]
     bad = write(tmp_path / "bad.json", [{"prompt": "a", "chosen": "b"}])
-    done = subprocess.run(
-        [sys.executable, "-m", "deepen", "align", str(model), str(tmp_path / "b"), "--data", str(bad), "--sequence-length", "64"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    words = ["align", model, tmp_path / "b", "--data", bad, "--sequence-length", "64", "--template", "solar"]
+    done = subprocess.run([sys.executable, "-m", "deepen", *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"error: {bad}, row 1: the columns prompt, chosen are those of no known layout" in done.stderr

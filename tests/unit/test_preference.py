@@ -101,6 +101,23 @@ def test_several_files_are_several_sets_and_what_was_read_is_said(tmp_path: Path
         read_preferences(texts, cap=["c.json=1"])
 
 
+def test_a_data_set_in_the_layout_of_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: a.jsonl}\n---\n"
+    )
+    rows = [
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 4.0, "score_rejected": score} for score in (1.0, 4.0)
+    ]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ((preference,),) = read_preferences(folder)
+    assert turns(preference.chosen) == [*PROMPT, ("assistant", "Hi", True)]
+    assert preference.rejected.where == f"{folder}, row 1, rejected"
+    with pytest.raises(DataError, match="no such file"):
+        read_preferences(tmp_path / "absent")
+
+
 @pytest.mark.parametrize(
     "empty",
     [

@@ -9,19 +9,17 @@ from typing import Any
 
 from deepen.data.chat import (
     Conversation,
-    Layouts,
     Message,
     check_order,
-    malformed,
     openai_turn,
     read_request,
-    read_rows,
     read_system,
     read_text,
     read_tools,
     read_turns,
     sharegpt_turn,
 )
+from deepen.data.rows import Layouts, malformed, read_rows
 from deepen.data.template import Row, cut_row, encode_conversations
 from deepen.data.text import Paths
 from deepen.errors import DataError
@@ -78,7 +76,7 @@ _Read = Callable[[Mapping[str, Any], str], Message]
 
 
 def read_preferences(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -> list[list[Preference]]:
-    """Read preferences from `.json`, `.jsonl` and `.parquet` files; what each file was read as is printed on stderr.
+    """Read preferences from files and data sets of the Hub; what each was read as is printed on stderr.
 
     Layouts (TRL's names): `prompt`, `chosen` and `rejected`, as texts (which no chat template goes around) or as messages of
     `role` and `content`; `chosen` and `rejected` as whole conversations, whose common beginning is the prompt (UltraFeedback;
@@ -91,8 +89,8 @@ def read_preferences(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -> 
     counted: published sets have them.
 
     Args:
-        data: one path or several.
-        cap: `PATH=N` takes N rows of that file, drawn by the seed and kept in order.
+        data: one path or several, as for `read_rows`.
+        cap: `PATH=N` takes N rows of that path, drawn by the seed and kept in order.
         seed: of the drawing.
 
     Returns:

@@ -62,27 +62,24 @@ class Course:
         for order in orders:
             warmup_steps(shared["warmup"], order.steps)  # refused before anything is begun
         self.table: list[dict[str, Any]] = []
+        self._measured: Known | None = None
 
     def parts(self, network: Any, place: Place) -> Iterator[Part[PairBatch]]:
         """One part per chunk, in the order that the network's own accuracy on them gives."""
         _without_dropout(network)
-        everything = [pair for chunk in self._chunks for pair in chunk.pairs]
-        start = self._known(network, place, 0, [*everything, *self._held_out])
-        ends = np.cumsum([len(chunk.pairs) for chunk in self._chunks])
-        starts = dict(enumerate(np.split(start[: len(everything)], ends[:-1])))
-        accuracies = {index: _standing(known)["accuracy"] for index, known in starts.items()}
-        order = sorted(accuracies, key=lambda index: -accuracies[index])
-        levels, steps, tokens = [start[len(everything) :]], 0, 0
+        self._measured = None
+        starts = [self._known(network, place, f"0-{index}", chunk.pairs) for index, chunk in enumerate(self._chunks)]
+        accuracies = [_standing(known)["accuracy"] for known in starts]
+        order = sorted(range(len(self._chunks)), key=lambda index: -accuracies[index])
+        levels, steps, tokens = [], 0, 0
         for number, index in enumerate(order):
-            pairs, reference = self._chunks[index].pairs, starts[index]
-            if number > 0:
-                known = self._known(network, place, number, [*pairs, *self._held_out])
-                reference = known[: len(pairs)]
-                levels.append(known[len(pairs) :])
+            pairs = self._chunks[index].pairs
+            reference = starts[index] if number == 0 else self._known(network, place, str(number), pairs)
+            levels.append(self._level(network, place, number))
             part = self._part(list(zip(pairs, reference, strict=True)), levels[-1], place, steps, tokens)
             yield part
             steps, tokens = part.steps, part.tokens(part.steps)
-        levels.append(self._known(network, place, len(order), self._held_out))
+        levels.append(self._level(network, place, len(order)))
         if place.run is None:
             self.table = [
                 self._told(self._chunks[index], accuracies[index], before, after)
@@ -98,8 +95,17 @@ class Course:
             size=lambda each: each[0].tokens,
         )
 
-    def _known(self, network: Any, place: Place, number: int, pairs: Sequence[Pair]) -> Known:
-        return kept(place, number, lambda: self._measure(network, pairs, place))
+    def _known(self, network: Any, place: Place, name: str, pairs: Sequence[Pair]) -> Known:
+        return kept(place, f"pairs-{name}", lambda: self._measure(network, pairs, place))
+
+    def _level(self, network: Any, place: Place, number: int) -> Known:
+        """Held-out pairs under the network after so many steps; the validation at the end of the last one has measured them."""
+        measured = self._measured
+        return kept(
+            place,
+            f"held-out-{number}",
+            lambda: self._measure(network, self._held_out, place) if measured is None else measured,
+        )
 
     def _measure(self, network: Any, pairs: Sequence[Pair], place: Place) -> Known:
         return measure_pairs(network, pairs, self._shared["micro_batch"], self._device, place.precision)
@@ -112,7 +118,8 @@ class Course:
         answers = torch.tensor([[row.terms for row in pair.rows] for pair in self._held_out])
 
         def validate(network: Any) -> dict[str, float]:
-            policy = torch.from_numpy(self._measure(network, self._held_out, place))
+            self._measured = self._measure(network, self._held_out, place)
+            policy = torch.from_numpy(self._measured)
             losses = preference_losses(policy, reference, answers, self._objective)
             sums = {"loss": losses.sum(), **reward_sums(policy, reference, self._objective.beta)}
             return {f"validation_{name}": value.item() / len(policy) for name, value in sums.items()}

@@ -46,17 +46,17 @@ def measure_pairs(network: Any, pairs: Sequence[Pair], size: int, device: torch.
     return np.array(ranks.totals(*found.ravel(), device=device), dtype=np.float32).reshape(-1, 2)
 
 
-def kept(place: Place, number: int, measure: Callable[[], Known]) -> Known:
+def kept(place: Place, name: str, measure: Callable[[], Known]) -> Known:
     """What the same run has measured before it was interrupted, or else what is measured now, which is kept for that case.
 
     The weights of that moment are gone once the run goes on, so it is written before anything is learned.
 
     Args:
         place: of the run; another run, or one with other settings or data, keeps something else.
-        number: of the measurement in the run.
+        name: of the measurement in the run.
         measure: measures.
     """
-    file = scratch(place.folder) / f"references-{place.run or 'run'}-{number}.npz"
+    file = scratch(place.folder) / f"{place.run or 'run'}-{name}.npz"
     key = hashlib.sha256(json.dumps(noted_settings(place.folder), sort_keys=True).encode()).hexdigest()
     known = ranks.first(lambda: _read(file, key))
     if known is None:
