@@ -153,6 +153,9 @@ def instruct(
     sequence_length: Annotated[int, typer.Option(parser=count, metavar="N", help="The longest conversation in tokens.")] = 512,
     too_long: TooLong = "error",
     cap: Cap = None,
+    exclude_tasks: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave out rows of this task; solar: those that SOLAR left out.")
+    ] = None,
     batch_rows: Annotated[int | None, typer.Option(metavar="N", help="Conversations per step; 8 unless given.")] = None,
     batch_tokens: Annotated[
         int | None,
@@ -174,7 +177,8 @@ def instruct(
     json = shared.pop("json")
     written = train(
         model, out, data=[*data, *context.args], template=template, epochs=epochs, sequence_length=sequence_length,
-        too_long=too_long, cap=cap, batch_rows=batch_rows, batch_tokens=batch_tokens, packing=packing,
+        too_long=too_long, cap=cap, exclude_tasks=exclude_tasks, batch_rows=batch_rows, batch_tokens=batch_tokens,
+        packing=packing,
         validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
     print_path(written, json=json)

@@ -190,6 +190,7 @@ class InstructStage(TrainStage):
     epochs: Rate | None = None
     too_long: Literal["error", "truncate", "drop"] | None = None
     cap: Texts | None = None
+    exclude_tasks: Texts | None = None
     batch_rows: Count | None = None
     packing: bool | None = None
     validation_rows: Count | None = None

@@ -36,6 +36,7 @@ def instruct(
     sequence_length: int = 512,
     too_long: str = "error",
     cap: Sequence[str] | None = None,
+    exclude_tasks: Sequence[str] | None = None,
     batch_rows: int | None = None,
     batch_tokens: str | int | None = None,
     packing: bool = False,
@@ -58,6 +59,7 @@ def instruct(
         sequence_length: the longest conversation in tokens.
         too_long: what happens to longer ones: `error`, `truncate` or `drop`.
         cap: `PATH=N` takes only N rows of that file, drawn by the seed.
+        exclude_tasks: names of tasks whose rows are left out; `solar` for those that SOLAR left out.
         batch_rows: conversations per step; 8 unless given.
         batch_tokens: the same as the most tokens that a step may read, a multiple of `sequence_length`.
         packing: lay the conversations of a step one after the other into rows of `sequence_length` instead of padding them;
@@ -84,6 +86,7 @@ def instruct(
         "sequence_length": sequence_length,
         "too_long": too_long,
         "cap": list(cap or ()),
+        "exclude_tasks": list(exclude_tasks or ()),
         "batch_rows": rows_per_step(batch_rows, batch_tokens, sequence_length),
         "packing": packing,
         "validation": None if validation is None else str(validation),
@@ -92,7 +95,9 @@ def instruct(
     check_rows(options)
 
     def prepare(words: Words, device: torch.device) -> Lesson[Batch]:
-        conversations = read_conversations(data, cap=options["cap"], seed=settled["seed"])
+        conversations = read_conversations(
+            data, cap=options["cap"], seed=settled["seed"], exclude_tasks=options["exclude_tasks"]
+        )
         measured = None if validation is None else read_conversations(validation)
         check_context(words.config, sequence_length, "--sequence-length")
         jinja = find_template(template, words.tokenizer)
