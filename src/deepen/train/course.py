@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from deepen.data.preference import Pair
+from deepen.progress import progress
 from deepen.train import ranks
 from deepen.train.dpo import Objective, PairBatch, pack_pairs, preference_losses, reward_sums
 from deepen.train.epochs import Order
@@ -68,13 +69,13 @@ class Course:
         """One part per chunk, in the order that the network's own accuracy on them gives."""
         _without_dropout(network)
         self._measured = None
-        starts = [self._known(network, place, f"0-{index}", chunk.pairs) for index, chunk in enumerate(self._chunks)]
+        starts = [self._known(network, place, f"pairs-0-{index}", chunk.pairs) for index, chunk in enumerate(self._chunks)]
         accuracies = [_standing(known)["accuracy"] for known in starts]
         order = sorted(range(len(self._chunks)), key=lambda index: -accuracies[index])
         levels, steps, tokens = [], 0, 0
         for number, index in enumerate(order):
             pairs = self._chunks[index].pairs
-            reference = starts[index] if number == 0 else self._known(network, place, str(number), pairs)
+            reference = starts[index] if number == 0 else self._known(network, place, f"pairs-{number}", pairs)
             levels.append(self._level(network, place, number))
             part = self._part(list(zip(pairs, reference, strict=True)), levels[-1], place, steps, tokens)
             yield part
@@ -96,19 +97,21 @@ class Course:
         )
 
     def _known(self, network: Any, place: Place, name: str, pairs: Sequence[Pair]) -> Known:
-        return kept(place, f"pairs-{name}", lambda: self._measure(network, pairs, place))
+        def measure() -> Known:
+            with progress("Measuring the reference", sum(pair.tokens for pair in pairs), "tokens") as advance:
+                return self._measure(network, pairs, place, advance)
+
+        return kept(place, name, measure)
 
     def _level(self, network: Any, place: Place, number: int) -> Known:
         """Held-out pairs under the network after so many steps; the validation at the end of the last one has measured them."""
-        measured = self._measured
-        return kept(
-            place,
-            f"held-out-{number}",
-            lambda: self._measure(network, self._held_out, place) if measured is None else measured,
-        )
+        name, measured = f"held-out-{number}", self._measured
+        return self._known(network, place, name, self._held_out) if measured is None else kept(place, name, lambda: measured)
 
-    def _measure(self, network: Any, pairs: Sequence[Pair], place: Place) -> Known:
-        return measure_pairs(network, pairs, self._shared["micro_batch"], self._device, place.precision)
+    def _measure(
+        self, network: Any, pairs: Sequence[Pair], place: Place, advance: Callable[[int], None] = lambda _: None
+    ) -> Known:
+        return measure_pairs(network, pairs, self._shared["micro_batch"], self._device, place.precision, advance)
 
     def _part(
         self, learned: Sequence[_Learned], level: Known, place: Place, steps_before: int, tokens_before: int

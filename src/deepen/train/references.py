@@ -25,7 +25,14 @@ Known = NDArray[np.float32]
 """Log-probabilities of the chosen and the rejected answer of each pair, in nats, shape (pairs, 2)."""
 
 
-def measure_pairs(network: Any, pairs: Sequence[Pair], size: int, device: torch.device, precision: torch.dtype) -> Known:
+def measure_pairs(
+    network: Any,
+    pairs: Sequence[Pair],
+    size: int,
+    device: torch.device,
+    precision: torch.dtype,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Known:
     """Log-probabilities of answers under a network, which all processes measure together.
 
     Args:
@@ -34,6 +41,7 @@ def measure_pairs(network: Any, pairs: Sequence[Pair], size: int, device: torch.
         size: how many pairs go through the model at once.
         device: where the network is.
         precision: what matrices are multiplied in.
+        advance: told how many tokens were read, by all processes.
     """
     found = np.zeros((len(pairs), 2))
     parts = [(first, pairs[first : first + size]) for first in range(0, len(pairs), size)]
@@ -43,6 +51,7 @@ def measure_pairs(network: Any, pairs: Sequence[Pair], size: int, device: torch.
             batch = pack_pairs(some, torch.zeros(len(some), 2), device)
             values = log_probabilities(network, batch).cpu().numpy()
             found[first : first + len(some)] = values[: len(pairs) - first]  # nothing of what only keeps up with the others
+            advance(ranks.world_size() * sum(pair.tokens for pair in some))
     return np.array(ranks.totals(*found.ravel(), device=device), dtype=np.float32).reshape(-1, 2)
 
 
