@@ -190,7 +190,10 @@ def _gathered(network: Any, dtype: torch.dtype) -> tuple[Any, dict[str, torch.Te
         config.distributed_config = None
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return plain, {name: weight.to(dtype) for name, weight in weights.items() if isinstance(weight, torch.Tensor)}
+    whole = {name: weight.to(dtype) for name, weight in weights.items() if isinstance(weight, torch.Tensor)}
+    for tied in plain.all_tied_weights_keys:  # gathered twice, they are no longer seen to be one
+        whole.pop(tied, None)
+    return plain, whole
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -49,18 +50,13 @@ def device_of_rank(wanted: str | None) -> str:
     return f"cuda:{local_rank()}" if device == "cuda" and world_size() > 1 else device
 
 
-@contextmanager
-def together(device: str) -> Iterator[None]:
-    """Join the other processes for as long as the block runs."""
-    if world_size() == 1:
-        yield
-        return
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    yield
-    # not after an exception: the others may be waiting elsewhere, and the launcher ends them
-    dist.destroy_process_group()
+def join(device: str) -> None:
+    """Join the other processes, once for all that this one does."""
+    if world_size() > 1 and not dist.is_initialized():
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        atexit.register(dist.destroy_process_group)
 
 
 def wait() -> None:

@@ -132,34 +132,33 @@ def run_stage(
     start = time.monotonic()
     out = check_target(out, overwrite=shared["overwrite"])
     device = ranks.device_of_rank(shared["device"])
-    with ranks.together(device):
-        source = open_trainable(resolve(model))
-        plan = _plan_of(source.path)
-        base = _find_base(source.path, shared, needed=shared["control"])
-        teacher = None if shared["teacher"] is None else open_trainable(resolve(shared["teacher"]))
-        check_disk(out, disk_bytes(source, states=1 + shared["keep"]))
-        lesson = prepare(Words(source), torch.device(device))
-        warmup_steps(shared["warmup"], lesson.steps)  # refused before anything is begun
-        recorded = {**options, **{key: _plain(value) for key, value in shared.items() if key not in FREE}}
-        with ranks.output_folder(out, overwrite=shared["overwrite"]) as folder:
-            noted = noted_settings(folder).get("precision") if shared["resume"] else None
-            precision = noted or ranks.first(lambda: choose_precision(shared["precision"], device))
-            fingerprints = {"model": weights_hash(source), **lesson.fingerprints}
-            settings = {**recorded, "precision": precision, **fingerprints}
-            if ranks.first(lambda: begin(folder, settings, resume=shared["resume"])):
-                return out
-            trainer = _Trainer(lesson, shared, folder, device, precision, teacher)
-            level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
-            network, learned = trainer.run(source, plan, level)
-            write_checkpoint(folder, network, source)
-            if ranks.rank() == 0:
-                facts = {
-                    "verb": verb,
-                    "options": recorded,
-                    "source": {"model": str(model), "format": "safetensors", "weights_sha256": fingerprints["model"]},
-                    "settings": settings,
-                }
-                _finish(folder, source, facts, lesson, level=level, learned=learned, plan=plan, start=start)
+    ranks.join(device)
+    source = open_trainable(resolve(model))
+    plan = _plan_of(source.path)
+    base = _find_base(source.path, shared, needed=shared["control"])
+    teacher = None if shared["teacher"] is None else open_trainable(resolve(shared["teacher"]))
+    check_disk(out, disk_bytes(source, states=1 + shared["keep"]))
+    lesson = prepare(Words(source), torch.device(device))
+    warmup_steps(shared["warmup"], lesson.steps)  # refused before anything is begun
+    recorded = {**options, **{key: _plain(value) for key, value in shared.items() if key not in FREE}}
+    with ranks.output_folder(out, overwrite=shared["overwrite"]) as folder:
+        precision = ranks.first(lambda: _precision(folder, shared, device))
+        fingerprints = {"model": weights_hash(source), **lesson.fingerprints}
+        settings = {**recorded, "precision": precision, **fingerprints}
+        if ranks.first(lambda: begin(folder, settings, resume=shared["resume"])):
+            return out
+        trainer = _Trainer(lesson, shared, folder, device, precision, teacher)
+        level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
+        network, learned = trainer.run(source, plan, level)
+        write_checkpoint(folder, network, source)
+        if ranks.rank() == 0:
+            facts = {
+                "verb": verb,
+                "options": recorded,
+                "source": {"model": str(model), "format": "safetensors", "weights_sha256": fingerprints["model"]},
+                "settings": settings,
+            }
+            _finish(folder, source, facts, lesson, level=level, learned=learned, plan=plan, start=start)
     return out
 
 
@@ -298,6 +297,12 @@ def weights_hash(source: Checkpoint) -> str:
     """One hash for all weights."""
     files = sorted({tensor.file for tensor in source.tensors.values()})
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+def _precision(folder: Path, shared: Shared, device: str) -> str:
+    """What an interrupted run has measured, or what is measured now."""
+    noted: str | None = noted_settings(folder).get("precision") if shared["resume"] else None
+    return noted or choose_precision(shared["precision"], device)
 
 
 def _plain(value: Any) -> Any:
