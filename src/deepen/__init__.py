@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from deepen.pipeline import run
     from deepen.plan import Plan, plan
     from deepen.scale import scale
+    from deepen.train.align import align
     from deepen.train.instruct import instruct
     from deepen.train.pretrain import pretrain
     from deepen.verify import verify
 
 __all__ = [
     "Plan",
+    "align",
     "doctor",
     "evaluate",
     "export",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 _HOME = {
     "Plan": "deepen.plan",
+    "align": "deepen.train.align",
     "doctor": "deepen.doctor",
     "evaluate": "deepen.evaluate",
     "export": "deepen.export",

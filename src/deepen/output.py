@@ -137,6 +137,13 @@ def partial_path(out: Path) -> Path:
     return out.parent / f".{out.name}.partial"
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$DEEPEN_CACHE`, or `deepen` in `$XDG_CACHE_HOME`, or `~/.cache/deepen`."""
+    if named := os.environ.get("DEEPEN_CACHE"):
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "deepen"
+
+
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
     """Turn what a full, failing or read-only disk raises into deepen's errors."""

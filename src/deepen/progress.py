@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,16 @@ _LOG_SECONDS = 10.0  # without a terminal: a line this often, so that logs stay 
 def progress(description: str, total: int, unit: str = "") -> Iterator[Advance]:
     """Show progress while the block runs: a live bar on a terminal, a line now and then in a log.
 
+    Of the processes that a launcher starts together, only the first one shows it.
+
     Args:
         description: what is being done, a few words.
         total: the amount of work, in `unit`s.
         unit: `"B"` prints bytes; anything else is a plural noun such as `"tokens"`.
     """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda *_, **__: None
+        return
     description = printable(description)
     amount_text = format_bytes if unit == "B" else format_count
     noun = "" if unit == "B" else f" {unit}"

@@ -203,7 +203,7 @@ def test_a_base_that_is_missing(place: Path) -> None:
 def test_check_says_what_would_be_done(place: Path) -> None:
     found = check("tiny.yaml")
     assert (found["recipe"], found["base"], len(found["stages"])) == ("tiny", "base", 8)
-    assert found["stages"][3]["command"].endswith("--every 2 --base base")
+    assert all(words in found["stages"][3]["command"] for words in ("--base base", "--every 2"))
     assert found["stages"][7]["command"].startswith("deepen generate runs/tiny/deeper-gguf.gguf 'the old river'")
 
 
@@ -283,7 +283,7 @@ def test_an_instruct_stage(place: Path) -> None:
     )
     report = run("tuned.yaml")
     assert report["pictures"] == ["runs/tuned/instruct/training.png"]
-    assert "--template mine.jinja --sequence-length 64 --cap chats.json=11" in report["stages"][1]["command"]
+    assert "--data chats.json --sequence-length 64 --template mine.jinja --cap chats.json=11" in report["stages"][1]["command"]
     assert (place / "runs/tuned/instruct/chat_template.jinja").read_text() == (place / "mine.jinja").read_text()
     assert statuses(run("tuned.yaml")) == ["done"] * 3
     (place / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
@@ -291,3 +291,22 @@ def test_an_instruct_stage(place: Path) -> None:
     (place / "mine.jinja").unlink()
     with pytest.raises(RecipeError, match=r"stage 'instruct': template: there is no mine\.jinja"):
         run("tuned.yaml")
+
+
+def test_an_align_stage(place: Path) -> None:
+    pairs = [{"prompt": "Speak.", "chosen": "the old river", "rejected": f"{number} stones"} for number in range(12)]
+    for name, part in (("some.json", pairs[:6]), ("more.json", pairs[6:])):
+        (place / name).write_text(json.dumps(part))
+    (place / "aligned.yaml").write_text(
+        "name: aligned\nbase: base\nstages:\n"
+        "  - {stage: align, data: [some.json, more.json], stepwise: true, beta: 0.3, template: solar, sequence_length: 64}\n"
+        "  - {stage: evaluate, data: held_out.txt, window: 64, tokens: 256}\n"
+    )
+    report = run("aligned.yaml")
+    assert "--stepwise --beta 0.3" in report["stages"][0]["command"]
+    assert report["pictures"] == ["runs/aligned/align/training.png"]
+    manifest = json.loads((place / "runs/aligned/align/deepen.json").read_text())
+    assert {chunk["data"] for chunk in manifest["results"]["chunks"]} == {"some.json", "more.json"}
+    assert statuses(run("aligned.yaml")) == ["done"] * 2
+    (place / "some.json").write_text(json.dumps(pairs[:5]))
+    assert statuses(run("aligned.yaml", dry_run=True))[0] == "changed"

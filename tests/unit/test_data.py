@@ -50,11 +50,21 @@ def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
         ("a.txt", b"abc\xff", r"a\.txt: not UTF-8 \(byte 3\)"),
         ("a.jsonl", b'{"text": ""}\n', r"a\.jsonl: there is no text"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', r"a\.jsonl, row 2: not valid JSON"),
-        ("a.jsonl", b'{"text": "x"}\n{"texts": "y"}\n', r"a\.jsonl, row 2: not an object with a string under `text`"),
-        ("a.jsonl", b'{"text": 1}', r"a\.jsonl, row 1: not an object"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n\n{"id": 1, "texts": "y"}\n',
+            r"(?s)row 3: no column 'text'.*id, texts.*-column texts",
+        ),
+        ("a.jsonl", b'{"text": "x"}\n{}', r"a\.jsonl, row 2: no column 'text'; the columns are: none"),
+        ("a.jsonl", b'{"text": 1}', r"a\.jsonl, row 1: int instead of text in the column 'text'"),
+        ("a.jsonl", b'{"text": null}', r"a\.jsonl, row 1: nothing instead of text"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl, row 1: half a character"),
         ("a.jsonl", b'["text"]', r"a\.jsonl, row 1: not an object"),
+        ("a.jsonl", b'{"a":' * 100_000, r"a\.jsonl, row 1: not valid JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', r"a\.jsonl, row 2: not UTF-8"),
-        ("a.parquet", b"PAR1", r"a\.parquet: not a \.txt, \.md or \.jsonl file"),
+        ("a.parquet", b"", r"a\.parquet: not a Parquet file that can be read"),
+        ("a.parquet", b"PAR1", r"a\.parquet: not a Parquet file that can be read"),
+        ("a.csv", b"text\nx", r"a\.csv: not a \.txt, \.md, \.jsonl or \.parquet file"),
     ],
 )
 def test_bad_files_are_refused_by_name_and_row(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -63,11 +73,13 @@ def test_bad_files_are_refused_by_name_and_row(tmp_path: Path, name: str, conten
         read_tokens(tmp_path / name, utf8, end_of_text=END)
 
 
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "folder.txt").mkdir()
-    for path in (tmp_path / "none.txt", tmp_path / "folder.txt"):
-        with pytest.raises(DataError, match="no such file"):
-            read_tokens(path, utf8, end_of_text=END)
+def test_missing_files_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt" / ".hidden").mkdir(parents=True)
+    for name in ("folder.txt/.a.txt", "folder.txt/.hidden/a.txt", "folder.txt/a.csv"):
+        (tmp_path / name).write_text("not read")
+    for name, message in {"none.txt": "no such file", "folder.txt": "it has no", "*.md": "it matches no"}.items():
+        with pytest.raises(DataError, match=message):
+            read_tokens(tmp_path / name, utf8, end_of_text=END)
     with pytest.raises(DataError, match="no data"):
         read_tokens([], utf8, end_of_text=END)
 

@@ -18,9 +18,8 @@ from deepen.checkpoint.manifest import read_manifest
 from deepen.data.template import SOLAR, Row
 from deepen.data.text import IGNORED
 from deepen.errors import DataError, OptionError, UnsupportedModelError, UserError
-from deepen.likelihood import mean_label_loss, summed_loss
-from deepen.train import instruct as module
 from deepen.train.instruct import instruct
+from deepen.train.sequences import mean_token_loss, micro_batches, pack_sequences, sequence, token_loss
 from trainable import write_checkpoint
 
 TIMED = {"tokens_per_second", "seconds"}
@@ -145,43 +144,28 @@ def rows_of(*sizes: tuple[int, int]) -> list[Row]:
 
 def test_micro_batches_are_one_padded_batch_and_that_is_separate_rows(model: Path) -> None:
     """Loss and gradients of rows with 30, 3 and 11 learned tokens: alone, two and one, and padded together."""
-    rows = rows_of((40, 30), (9, 3), (25, 11))
+    rows = [sequence(row.tokens, row.labels) for row in rows_of((40, 30), (9, 3), (25, 11))]
     found = {}
-    for size in (1, 2, 3):
+    for size in (1, 2, 3, "packed"):
         network = AutoModelForCausalLM.from_pretrained(model)
-        batches = module._micro_batches(rows, size, network.device)
-        assert len(batches) == -(-3 // size)
+        if size == "packed":
+            packed = pack_sequences(rows, 64)
+            assert [batch.tokens.shape for batch in packed] == [(1, 49), (1, 25)]
+            batches = micro_batches(packed, 2, network.device)
+        else:
+            batches = micro_batches(rows, size, network.device)
+        assert len(batches) == (1 if size == "packed" else -(-3 // size))
         terms = sum(batch.terms for batch in batches)
         assert terms == 44
-        loss = sum(summed_loss(network, batch.tokens, batch.labels) / terms for batch in batches)
+        loss = sum(token_loss(network, batch, None)[0] / terms for batch in batches)
         loss.backward()
         found[size] = (loss.item(), network)
     network = found[1][1]
-    assert found[1][0] == pytest.approx(mean_label_loss(network, map(module._tensors, rows)), rel=1e-6)
-    for size in (2, 3):
+    assert found[1][0] == pytest.approx(mean_token_loss(network, rows, network.device), rel=1e-6)
+    for size in (2, 3, "packed"):
         assert found[size][0] == pytest.approx(found[1][0], rel=1e-6)
         for one, other in zip(network.parameters(), found[size][1].parameters(), strict=True):
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_an_epoch_takes_every_row_once_and_the_last_step_what_is_left() -> None:
-    rows = rows_of(*((length, 2) for length in range(10, 21)))
-    order = module._Order(rows, 22, 4, seed=0)
-    steps = [[len(row.tokens) for row in order.rows_of(step)] for step in range(order.steps)]
-    assert [len(step) for step in steps] == [4, 4, 4, 4, 4, 2]
-    flat = [length for step in steps for length in step]
-    assert sorted(flat[:11]) == sorted(flat[11:]) == list(range(10, 21))
-    assert flat[:11] != flat[11:]
-    assert [order.tokens(step) for step in range(7)] == [0, *np.cumsum([sum(step) for step in steps])]
-    assert module._Order(rows, 3, 4, seed=0).steps == 1
-
-
-def test_held_out_rows_are_spread_over_the_data() -> None:
-    rows = list(range(100))
-    rest, held_out = module._spread(rows, 5)
-    assert held_out == [10, 30, 50, 70, 90]
-    assert sorted(rest + held_out) == rows
-    assert module._spread([1, 2], 9) == ([], [1, 2])
 
 
 def test_metrics_count_the_tokens_of_each_step(model: Path, chats: Path, tmp_path: Path) -> None:
@@ -199,14 +183,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from deepen.train import instruct
+from deepen.train import instruct, stage
 torch.set_num_threads(1)
-original = instruct.rate
+original = stage.learning_rate
 def rate(step, **schedule):
     if step == 9:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(step, **schedule)
-instruct.rate = rate
+stage.learning_rate = rate
 instruct.instruct(sys.argv[1], sys.argv[2], data=sys.argv[3], template="solar", learning_rate=1e-2, every=4,
                   sequence_length=128, epochs=3, save_every=4)
 """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepen.errors import OptionError
-from deepen.likelihood import IGNORED, check_context, next_tokens, summed_loss, window_losses
+from deepen.likelihood import IGNORED, check_context, next_tokens, token_losses, window_losses
 from trainable import write_checkpoint
 
 
@@ -37,18 +37,18 @@ def test_window_losses_are_negative_log_softmax(model) -> None:
     np.testing.assert_allclose(losses.numpy(), by_hand(model.eval(), windows), rtol=2e-6, atol=2e-6)
 
 
-def test_summed_loss_counts_labelled_places_only(model) -> None:
+def test_token_losses_are_of_labelled_places_only(model) -> None:
     tokens = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(2))
     labels = next_tokens(tokens)
     assert labels[:, :-1].equal(tokens[:, 1:])
     assert (labels[:, -1] == IGNORED).all()
-    assert summed_loss(model, tokens, labels).item() == pytest.approx(by_hand(model, tokens).sum(), rel=1e-6)
+    assert token_losses(model, tokens, labels).sum().item() == pytest.approx(by_hand(model, tokens).sum(), rel=1e-6)
     labels[0] = IGNORED
-    assert summed_loss(model, tokens, labels).item() == pytest.approx(by_hand(model, tokens)[1].sum(), rel=1e-6)
+    assert token_losses(model, tokens, labels).sum().item() == pytest.approx(by_hand(model, tokens)[1].sum(), rel=1e-6)
 
 
 def test_windows_beyond_the_models_reach_are_refused(model) -> None:
-    check_context(model, 600, "--window")
+    check_context(model.config, 600, "--window")
     for length in (1, 601):
         with pytest.raises(OptionError, match=f"--window: the model takes 2 to 600 tokens at once, not {length}"):
-            check_context(model, length, "--window")
+            check_context(model.config, length, "--window")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from deepen.data.text import IGNORED
 from deepen.errors import UserError
-from deepen.likelihood import IGNORED, next_tokens, summed_loss
-from deepen.train.loop import Batch, Run, train
+from deepen.likelihood import next_tokens
+from deepen.train.loop import Batch, Learner, Run, train
+from deepen.train.sequences import token_loss
 from deepen.train.state import begin
 from trainable import write_checkpoint
 
@@ -43,18 +45,19 @@ def fit(
     train(
         model,
         batches=batches,
-        loss=lambda model, batch: summed_loss(model, batch.tokens, batch.labels),
-        learns=model.parameters(),
+        loss=lambda model, batch: token_loss(model, batch, None),
+        learns=[Learner(list(model.parameters()))],
         run=Run(
             folder=folder,
             steps=steps,
             tokens=lambda step: 64 * step,
             rate=lambda step: 1e-3 * (step + 1),
-            validate=validate,
+            validate=lambda: {"validation_loss": validate()},
             every=every,
             save_every=100,
             seed=0,
             precision=precision,
+            device=torch.device("cpu"),
         ),
     )
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -72,7 +75,7 @@ def unequal_rows(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 def split(step: int, rows: int) -> list[Batch]:
     tokens, labels = unequal_rows(step)
     parts = zip(tokens.split(rows), labels.split(rows), strict=True)
-    return [Batch(part, label, int((label != IGNORED).sum())) for part, label in parts]
+    return [Batch(part, label, None, int((label != IGNORED).sum())) for part, label in parts]
 
 
 def test_accumulated_micro_batches_are_one_batch(checkpoint: Path, tmp_path: Path) -> None:
@@ -116,7 +119,6 @@ def test_rows_of_metrics(checkpoint: Path, tmp_path: Path) -> None:
         (2, 128, 2.0),
         (3, 192, 1.0),
     ]
-    assert measured[1]["validation_perplexity"] == pytest.approx(7.389056)
     steps = [row for row in rows if "loss" in row]
     assert [(row["step"], row["tokens"]) for row in steps] == [(1, 64), (2, 128), (3, 192)]
     for row in steps:
@@ -181,7 +183,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimizer(
     assert "NaN" not in rows
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1000.0])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_stops(checkpoint: Path, tmp_path: Path, loss: float) -> None:
     with pytest.raises(UserError, match=r"the validation .* is not finite"):
         fit(load(checkpoint), tmp_path / "run", lambda step: split(step, 4), validate=lambda: loss)

@@ -118,6 +118,7 @@ def test_weights_gradients_and_moments(folder: Path) -> None:
     adapters = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert said(train="lora") == 16 * adapters + 4 * whole
     assert said(ranks=4) == 4 * whole
+    assert said(train="lora", ranks=4) == said(train="lora")
     assert said(ranks=4, neighbours=2) == 8 * whole
 
 

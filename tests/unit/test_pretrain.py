@@ -198,16 +198,16 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(model: Path, text: Path
 
 def interrupt(model: Path, out: Path, text: Path, after: int, **changed: Any) -> None:
     """Stop a run in its step `after`: the schedule is asked for the rate then."""
-    from deepen.train import pretrain as module
+    from deepen.train import stage as module
 
     def rate(step: int, **schedule: Any) -> float:
         if step == after:
             raise KeyboardInterrupt
         return original(step, **schedule)
 
-    original = module.rate
+    original = module.learning_rate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "rate", rate)
+        patch.setattr(module, "learning_rate", rate)
         with pytest.raises(KeyboardInterrupt):
             fit(model, out, text, **changed)
 

@@ -85,8 +85,8 @@ def open_headers(model: str | Path) -> Checkpoint:
     return Checkpoint(Path(str(model)), config, tensors, ())
 
 
-def _reachable() -> bool:
-    # one short attempt, since the library retries for half a minute before it says that there is no network
+def reachable() -> bool:
+    """Whether the Hub can be asked: by one short attempt, since the library retries for half a minute before it gives up."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -94,13 +94,14 @@ def _reachable() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:
-        if _is_connection_error(error):
+        if is_connection_error(error):
             return False
         raise
     return True
 
 
-def _is_connection_error(error: Exception) -> bool:
+def is_connection_error(error: Exception) -> bool:
+    """Whether an error came from the network or from the Hub."""
     # the HTTP client below huggingface_hub has error classes of its own, and changes with its version
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -119,7 +120,7 @@ def _hub(model: str) -> Iterator[bool]:
     """Whether the Hub can be reached; what goes wrong with it inside the block becomes deepen's errors."""
     from huggingface_hub import errors
 
-    online = _reachable()
+    online = reachable()
     try:
         yield online
     except errors.GatedRepoError as error:
@@ -145,7 +146,7 @@ def _hub(model: str) -> Iterator[bool]:
             raise _broken_off(model, online) from error
         raise CheckpointError("the repository has no config.json", where=model, next="choose a language model") from error
     except Exception as error:
-        if _is_connection_error(error):
+        if is_connection_error(error):
             raise _broken_off(model, online) from error
         raise
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from deepen.data.rows import Layouts, malformed, read_rows
 from deepen.data.text import Paths
-from deepen.errors import DataError, MissingDependencyError, OptionError, printable
-from deepen.progress import progress
-from deepen.units import parse_count
+from deepen.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,28 @@ _SHAREGPT_ROLES = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
     "function_call": "assistant", "observation": "tool", "tool": "tool",
 }  # fmt: skip
-# The columns that tell a layout, those that it may have besides, and its name; the first that fits is taken
-_LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+_LAYOUTS: Layouts = {
     "messages": (("messages",), ("tools",)),
     "ShareGPT": (("conversations",), ("tools", "system")),
     "prompt and completion": (("prompt", "completion"), ("tools",)),
     "Alpaca": (("instruction", "output"), ("input", "system")),
     "Alpaca with response": (("instruction", "response"), ("input", "system")),
 }
-_KINDS = ".json, .jsonl or .parquet"
 
 
-def read_conversations(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -> list[Conversation]:
-    """Read conversations from `.json`, `.jsonl` and `.parquet` files; what each file was read as is printed on stderr.
+SOLAR_EXCLUDED = (
+    "task228_arc_answer_generation_easy", "ai2_arc/ARC-Challenge:1.0.0", "ai2_arc/ARC-Easy:1.0.0",
+    "task229_arc_answer_generation_hard", "hellaswag:1.1.0", "task1389_hellaswag_completion", "cot_gsm8k", "cot_gsm8k_ii",
+    "drop:2.0.0", "winogrande:1.1.0",
+)  # fmt: skip
+"""The FLAN tasks that SOLAR left out, since benchmarks are made of them (Kim et al. 2023, arXiv:2312.15166, table 8)."""
+_TASK_COLUMNS = ("task_name", "_task_name", "task")
+
+
+def read_conversations(
+    data: Paths, *, cap: Sequence[str] = (), seed: int = 0, exclude_tasks: Sequence[str] = ()
+) -> list[Conversation]:
+    """Read conversations from files and data sets of the Hub; what each was read as is printed on stderr.
 
     Layouts: Alpaca (`instruction`, `input`, `output` or `response`; the input follows the instruction on a new line), ShareGPT
     (`conversations` of `from` and `value`), `messages` of `role` and `content`, and `prompt` with `completion`, both texts or
@@ -74,9 +78,11 @@ def read_conversations(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -
     without text is left out, and so is what follows the last turn that is learned.
 
     Args:
-        data: one path or several.
-        cap: `PATH=N` takes N rows of that file, drawn by the seed and kept in order.
+        data: one path or several, as for `read_rows`.
+        cap: `PATH=N` takes N rows of that path, drawn by the seed and kept in order.
         seed: of the drawing.
+        exclude_tasks: leave rows out whose `task_name`, `_task_name` or `task` is one of these; `solar` stands for
+            `SOLAR_EXCLUDED`.
 
     Returns:
         All conversations, in the order of the files and rows.
@@ -86,126 +92,69 @@ def read_conversations(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -
         OptionError: a cap is no `PATH=N`, or names none of the files.
         MissingDependencyError: a Parquet file, and pyarrow is not installed.
     """
-    paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
-    if not paths:
-        raise DataError("no data", next=f"name one or more {_KINDS} files")
-    limits = _limits(cap, paths)
-    found: list[Conversation] = []
-    for number, path in enumerate(paths):
-        conversations, layout = _read_file(path)
-        total = len(conversations)
-        if limits.get(path, total) < total:
-            chosen = np.random.default_rng((seed, number)).permutation(total)[: limits[path]]
-            conversations = [conversations[index] for index in sorted(chosen)]
-        kept = "" if len(conversations) == total else f", {len(conversations):,} of them taken"
-        print(printable(f"{path}: {layout}; {total:,} rows{kept}"), file=sys.stderr)
-        found += conversations
-    return found
+    excluded = {name for each in exclude_tasks for name in (SOLAR_EXCLUDED if each == "solar" else (each,))}
 
+    def read(row: Mapping[str, Any], layout: str, where: str) -> Conversation | None:
+        if any(row.get(column) in excluded for column in _TASK_COLUMNS):
+            return None
+        return _conversation(row, layout, where)
 
-def _limits(cap: Sequence[str], paths: Sequence[Path]) -> dict[Path, int]:
-    limits = {}
-    for text in cap:
-        name, _, count = text.rpartition("=")
-        if Path(name) not in paths:
-            raise OptionError(
-                f"{text!r} caps none of the data files", where="--cap", next="write PATH=N with a path as in --data"
-            )
-        limits[Path(name)] = parse_count(count)
-        if limits[Path(name)] < 1:
-            raise OptionError(f"{text!r} takes no row", where="--cap", next="leave the file out, or give a larger number")
-    return limits
-
-
-def _read_file(path: Path) -> tuple[list[Conversation], str]:
-    """The conversations of a file, and what it was read as."""
-    readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise DataError(f"not a {_KINDS} file", where=path, next="convert it to one of these")
-    if not path.is_file():
-        raise DataError("no such file", where=path, next="check the path")
-    conversations: list[Conversation] = []
-    layout = description = ""
-    with progress(f"Reading {path.name}", path.stat().st_size, "B") as advance:
-        for number, row in readers[path.suffix](path, advance):
-            where = f"{path}, row {number}"
-            if not isinstance(row, dict):
-                raise _malformed("not an object with named columns", where)
-            if not layout:
-                layout = _detect(row, where)
-                description = _describe(layout, row)
-            conversations.append(_conversation(row, layout, where))
-    if not conversations:
-        raise DataError("there are no rows in it", where=path, next="give a file with conversations")
-    return conversations, description
-
-
-def _detect(row: Mapping[str, Any], where: str) -> str:
-    for layout, (columns, _) in _LAYOUTS.items():
-        if all(column in row for column in columns):
-            return layout
-    known = "; ".join(" and ".join(columns) for columns, _ in _LAYOUTS.values())
-    raise DataError(
-        f"the columns {', '.join(map(str, row)) or '(none)'} are those of no known layout",
-        where=where,
-        next=f"name the columns as one of: {known}",
-    )
-
-
-def _describe(layout: str, row: Mapping[str, Any]) -> str:
-    used = [column for columns in _LAYOUTS[layout] for column in columns if column in row]
-    others = [column for column in row if column not in used]
-    return f"{layout} ({', '.join(used)})" + (f", without {', '.join(others)}" if others else "")
+    found = read_rows(data, _LAYOUTS, read, cap=cap, seed=seed, reason="are of excluded tasks")
+    return [each for conversations in found for each in conversations]
 
 
 def _conversation(row: Mapping[str, Any], layout: str, where: str) -> Conversation:
-    columns, _ = _LAYOUTS[layout]
-    missing = [column for column in columns if row.get(column) is None]
-    if missing:
-        raise DataError(
-            f"no {' and no '.join(missing)}", where=where, next=f"give every row the columns of the first, here {layout}"
-        )
     plain = False
     match layout:
         case "messages":
-            messages = _turns(row["messages"], _openai_turn, where)
+            messages = read_turns(row["messages"], openai_turn, where)
         case "ShareGPT":
-            messages = _system(row, where) + _turns(row["conversations"], _sharegpt_turn, where)
+            messages = read_system(row, where) + read_turns(row["conversations"], sharegpt_turn, where)
         case "prompt and completion":
             plain = isinstance(row["prompt"], str) and isinstance(row["completion"], str)
             messages = _prompt_and_completion(row, where)
         case _:
-            request = _text(row["instruction"], f"{where}, instruction")
-            details = row.get("input")
-            if details is not None and _text(details, f"{where}, input", empty=True).strip():
-                request += f"\n{details}"
-            answer = Message("assistant", _text(row[columns[1]], f"{where}, {columns[1]}"), learned=True)
-            messages = [*_system(row, where), Message("user", request, learned=False), answer]
+            answer = "output" if layout == "Alpaca" else "response"
+            messages = [
+                *read_request(row, where),
+                Message("assistant", read_text(row[answer], f"{where}, {answer}"), learned=True),
+            ]
     messages = [message for message in messages if message.content or message.role != "system"]
     if not plain:
-        _check_order(messages, where)
+        check_order(messages, where)
     while messages and not messages[-1].learned:
         messages.pop()
     if not messages:
-        raise _malformed("no assistant's turn that is to be learned", where)
-    return Conversation(tuple(messages), _tools(row.get("tools"), where), plain, where)
+        raise malformed("no assistant's turn that is to be learned", where)
+    return Conversation(tuple(messages), read_tools(row.get("tools"), where), plain, where)
 
 
-def _turns(value: object, read: Callable[[Mapping[str, Any], str], Message], where: str) -> list[Message]:
+def read_request(row: Mapping[str, Any], where: str) -> list[Message]:
+    """Alpaca's `instruction`, with the `input` on a new line, as the user's turn; the `system` turn before it."""
+    request = read_text(row["instruction"], f"{where}, instruction")
+    details = row.get("input")
+    if details is not None and read_text(details, f"{where}, input", empty=True).strip():
+        request += f"\n{details}"
+    return [*read_system(row, where), Message("user", request, learned=False)]
+
+
+def read_turns(value: object, read: Callable[[Mapping[str, Any], str], Message], where: str) -> list[Message]:
+    """Turns of a list, each as `read` makes it of an object and of where it stands."""
     if not isinstance(value, list) or not value:
-        raise _malformed("the conversation is not a list with at least one turn", where)
+        raise malformed("the conversation is not a list with at least one turn", where)
     messages = []
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, dict):
-            raise _malformed("not an object", f"{where}, turn {number}")
+            raise malformed("not an object", f"{where}, turn {number}")
         messages.append(read(turn, f"{where}, turn {number}"))
     return messages
 
 
-def _openai_turn(turn: Mapping[str, Any], where: str) -> Message:
+def openai_turn(turn: Mapping[str, Any], where: str) -> Message:
+    """A turn of `role` and `content`, with which OpenAI's `loss_weight` may stand."""
     role = turn.get("role")
     if role not in _ROLES:
-        raise _malformed(f"the role {role!r} is none of {', '.join(_ROLES)}", where)
+        raise malformed(f"the role {role!r} is none of {', '.join(_ROLES)}", where)
     if turn.get("tool_calls"):
         raise DataError("`tool_calls` are not read", where=where, next="write the call as the text of the turn")
     content = turn.get("content")
@@ -214,8 +163,8 @@ def _openai_turn(turn: Mapping[str, Any], where: str) -> Message:
     learned = role == "assistant"
     weight = turn.get("loss_weight")
     if weight is not None and weight not in (0, int(learned)):
-        raise _malformed(f"a `loss_weight` of {weight!r} for a turn of the {role}", where)
-    text = _text(content, where, empty=role == "system")
+        raise malformed(f"a `loss_weight` of {weight!r} for a turn of the {role}", where)
+    text = read_text(content, where, empty=role == "system")
     return Message(str(role), text, learned and weight != 0)
 
 
@@ -226,117 +175,69 @@ def _part(part: object, where: str) -> str:
     return text
 
 
-def _sharegpt_turn(turn: Mapping[str, Any], where: str) -> Message:
+def sharegpt_turn(turn: Mapping[str, Any], where: str) -> Message:
+    """A turn of `from` and `value`."""
     speaker = turn.get("from")
     if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
-        raise _malformed(f"from {speaker!r}, which is none of {', '.join(_SHAREGPT_ROLES)}", where)
+        raise malformed(f"from {speaker!r}, which is none of {', '.join(_SHAREGPT_ROLES)}", where)
     role = _SHAREGPT_ROLES[speaker]
-    return Message(role, _text(turn.get("value"), where, empty=role == "system"), learned=role == "assistant")
+    return Message(role, read_text(turn.get("value"), where, empty=role == "system"), learned=role == "assistant")
 
 
 def _prompt_and_completion(row: Mapping[str, Any], where: str) -> list[Message]:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        answer = Message("assistant", _text(completion, f"{where}, completion"), learned=True)
-        return [Message("user", _text(prompt, f"{where}, prompt"), learned=False), answer]
-    given = [replace(message, learned=False) for message in _turns(prompt, _openai_turn, f"{where}, prompt")]
-    return given + _turns(completion, _openai_turn, f"{where}, completion")
+        answer = Message("assistant", read_text(completion, f"{where}, completion"), learned=True)
+        return [Message("user", read_text(prompt, f"{where}, prompt"), learned=False), answer]
+    given = [replace(message, learned=False) for message in read_turns(prompt, openai_turn, f"{where}, prompt")]
+    return given + read_turns(completion, openai_turn, f"{where}, completion")
 
 
-def _system(row: Mapping[str, Any], where: str) -> list[Message]:
+def read_system(row: Mapping[str, Any], where: str) -> list[Message]:
+    """The column `system` as a turn, if there is one; its text may be empty."""
     text = row.get("system")
-    return [] if text is None else [Message("system", _text(text, f"{where}, system", empty=True), learned=False)]
+    return [] if text is None else [Message("system", read_text(text, f"{where}, system", empty=True), learned=False)]
 
 
-def _check_order(messages: Sequence[Message], where: str) -> None:
+def check_order(messages: Sequence[Message], where: str) -> None:
     """User and assistant take turns; a tool answers the assistant."""
     before = ""
     for number, message in enumerate(messages, start=1):
         if message.role == "system" and before:
-            raise _malformed("a system turn that is not the first", where)
+            raise malformed("a system turn that is not the first", where)
         if message.role in {"assistant", "tool"} and before in {"", "system"}:
-            raise _malformed(f"the conversation starts with the {message.role}, not with the user", where)
+            raise malformed(f"the conversation starts with the {message.role}, not with the user", where)
         if message.role == before and before != "tool":
-            raise _malformed(f"turns {number - 1} and {number} are both the {before}'s", where)
+            raise malformed(f"turns {number - 1} and {number} are both the {before}'s", where)
         if (before, message.role) in {("user", "tool"), ("tool", "user")}:
-            raise _malformed(f"turn {number}: the {message.role} follows the {before}, and the assistant is left out", where)
+            raise malformed(f"turn {number}: the {message.role} follows the {before}, and the assistant is left out", where)
         before = message.role
 
 
-def _tools(value: object, where: str) -> tuple[dict[str, Any], ...]:
+def read_tools(value: object, where: str) -> tuple[dict[str, Any], ...]:
+    """The column `tools`: a list of JSON schemas, or that as text."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
         except (ValueError, RecursionError) as error:
-            raise _malformed("`tools` is not valid JSON", where) from error
+            raise malformed("`tools` is not valid JSON", where) from error
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise _malformed("`tools` is not a list of objects", where)
+        raise malformed("`tools` is not a list of objects", where)
     return tuple(value)
 
 
-def _text(value: object, where: str, *, empty: bool = False) -> str:
+def read_text(value: object, where: str, *, empty: bool = False) -> str:
+    """A text of whole characters, with something in it unless it may be `empty`."""
     if not isinstance(value, str):
-        raise _malformed(f"{type(value).__name__} instead of text", where)
+        raise malformed(f"{type(value).__name__} instead of text", where)
     if not value.strip():
         if empty:
             return ""
-        raise _malformed("empty", where)
+        raise malformed("empty", where)
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _malformed("half a character (a lone surrogate)", where) from error
+        raise malformed("half a character (a lone surrogate)", where) from error
     return value
-
-
-def _malformed(problem: str, where: str) -> DataError:
-    return DataError(problem, where=where, next="mend or remove the row")
-
-
-Advance = Callable[[int], None]
-
-
-def _json_rows(path: Path, advance: Advance) -> Iterator[tuple[int, Any]]:
-    data = path.read_bytes()
-    rows = _parse(data, str(path), "give a list of objects, or name a file of one object per line .jsonl")
-    if not isinstance(rows, list):
-        raise DataError("not a list of rows", where=path, next="give a list of objects")
-    advance(len(data))
-    yield from enumerate(rows, start=1)
-
-
-def _jsonl_rows(path: Path, advance: Advance) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, _parse(line, f"{path}, row {number}", "write one JSON object per line")
-            advance(len(line))
-
-
-def _parse(data: bytes, where: str, advice: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 (byte {error.start})", where=where, next="convert it to UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON ({str(error)[:200]})", where=where, next=advice) from error
-
-
-def _parquet_rows(path: Path, advance: Advance) -> Iterator[tuple[int, Any]]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise MissingDependencyError("reading Parquet needs pyarrow", where=path, next="pip install pyarrow") from error
-    try:
-        number = 0
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except ArrowException as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"not a Parquet file that can be read ({reason})", where=path, next="write it again") from error
-    advance(path.stat().st_size)

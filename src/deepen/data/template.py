@@ -153,20 +153,24 @@ def limit_rows(rows: Sequence[Row], length: int, *, too_long: str) -> list[Row]:
         )
     print(f"{count}: {'truncated' if too_long == 'truncate' else 'dropped'}", file=sys.stderr)
     if too_long == "truncate":
-        kept = [replace(row, tokens=row.tokens[:length], labels=_cut(row.labels, length)) for row in rows]
-        for row in kept:
-            if row.terms == 0:
-                raise DataError(f"its first {length} tokens hold nothing to learn", where=row.where, next="use --too-long drop")
-        return kept
+        return [cut_row(row, length) for row in rows]
     kept = [row for row in rows if len(row.tokens) <= length]
     if not kept:
         raise DataError(f"{count}: none is left", where=rows[0].where, next=f"pass --sequence-length {longest}")
     return kept
 
 
-def _cut(labels: Tokens, length: int) -> Tokens:
-    cut = labels[:length].copy()
-    cut[length - 1 :] = IGNORED  # what it predicts is no part of the row any more
+def cut_row(row: Row, length: int) -> Row:
+    """The first `length` tokens of a row.
+
+    Raises:
+        DataError: nothing is learned in them.
+    """
+    labels = row.labels[:length].copy()
+    labels[length - 1 :] = IGNORED  # what it predicts is no part of the row any more
+    cut = replace(row, tokens=row.tokens[:length], labels=labels)
+    if cut.terms == 0:
+        raise DataError(f"its first {length} tokens hold nothing to learn", where=row.where, next="use --too-long drop")
     return cut
 
 

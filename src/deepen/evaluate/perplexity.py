@@ -154,7 +154,7 @@ def _score(
     network, tokenizer = load(path, plan, dtype=dtype, device=device)
     if tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer", where=path, next="put its tokenizer files beside the weights")
-    check_context(network, window, "--window")
+    check_context(network.config, window, "--window")
     stream = read_tokens(data, encoder(tokenizer), end_of_text=tokenizer.eos_token_id)[:tokens]
     check_vocabulary(stream, network.get_input_embeddings().num_embeddings)
     windows = _windows(stream, window, stride, limit)

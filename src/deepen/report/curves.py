@@ -44,3 +44,30 @@ def recovery_curve(file: Path, curves: Mapping[str, Sequence[tuple[int, float]]]
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(file, format="png")
+
+
+def training_curves(file: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+    """Draw quantities against trained tokens, each in a panel of its own, one above the other.
+
+    Args:
+        file: the PNG to write.
+        panels: for the name of each quantity its curves: for each a name and its points (tokens, value), in order.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure = Figure(figsize=(8, 3 * len(panels)), dpi=150, layout="constrained")
+    for axes, (quantity, curves) in zip(
+        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
+    ):
+        for name, points in curves.items():
+            tokens, values = zip(*points, strict=True)
+            axes.plot(tokens, values, marker="o", markersize=3, label=name)
+        axes.set_ylabel(quantity)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    axes.set_xlabel("tokens trained on")
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_count(tokens)))
+    figure.savefig(file, format="png")

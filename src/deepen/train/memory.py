@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
+
 from deepen.architecture import Dimensions
 from deepen.checkpoint import Checkpoint
 from deepen.errors import ResourceError
 from deepen.host import host_memory
+from deepen.likelihood import CPU_LOGITS, GPU_LOGITS
 from deepen.plan import read_facts
 from deepen.plan.price import FLOAT32_ADAMW, LORA_RANK, adapter_parameters
 from deepen.units import format_bytes
 
-LOGITS_AT_ONCE = {"cpu": 2**23, "cuda": 2**27}  # as the head computes them
 _FLOAT32, _BFLOAT16 = 4, 2
 _MOST_RANKS = 4096
 # what comes and goes leaves gaps: measured with glibc on CPUs, where it is the largest error; a guess for CUDA's own allocator
@@ -33,7 +35,7 @@ class Setup:
         activation_checkpointing: whether the activations within a layer are computed again instead of kept.
         packed: whether rows hold several documents that do not see each other, which takes a mask per layer.
         precision: what matrices are multiplied in; weights and optimizer are float32 always.
-        ranks: processes over which one copy of the model is sharded.
+        ranks: processes over which one copy of the model is sharded; with adapters none is.
         neighbours: how many of them share the memory in question: the processes of a node on CPUs, 1 on GPUs.
         teacher: a second model in memory, that only runs.
     """
@@ -73,16 +75,17 @@ def training_bytes(source: Checkpoint, setup: Setup, device: str = "cpu") -> dic
     learned = {"all": whole, "repeated": sum(layers[place] for place in setup.repeated), "lora": adapters}[setup.train]
     frozen = whole + (adapters if setup.train == "lora" else 0) - learned
     tokens, kind = setup.micro_batch * setup.sequence_length, device.partition(":")[0]
+    shards = 1 if setup.train == "lora" else setup.ranks  # with adapters each process has the whole model
     cast = _BFLOAT16 if setup.precision == "bfloat16" else 0
     activations = _activations(sizes, setup, tokens)
     head = _head(facts.head_parameters, sizes, setup, tokens, kind)
     per_process = {
-        "weights, gradients, optimizer": (FLOAT32_ADAMW * learned + _FLOAT32 * frozen) // setup.ranks,
+        "weights, gradients, optimizer": (FLOAT32_ADAMW * learned + _FLOAT32 * frozen) // shards,
         "activations": activations,
         "output head": head,
         "gaps": int(_GAPS.get(kind, _GAPS["cuda"]) * (activations + head)),
     }
-    if setup.ranks > 1:  # a layer, and the one after it, are whole while they compute; so are their gradients
+    if shards > 1:  # a layer, and the one after it, are whole while they compute; so are their gradients
         per_process["gathered layers"] = (cast or _FLOAT32) * (4 * max(layers) + 2 * rest)
     elif cast:
         per_process["weights in bfloat16"] = cast * (max(layers) if setup.activation_checkpointing else sum(layers))
@@ -98,8 +101,6 @@ def training_bytes(source: Checkpoint, setup: Setup, device: str = "cpu") -> dic
 def free_bytes(device: str) -> int:
     """What a device has free: a GPU of its own memory, else main memory as far as other programs and the container allow."""
     if device.partition(":")[0] == "cuda":
-        import torch
-
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     return host_memory().available
 
@@ -146,7 +147,7 @@ def _smaller(setup: Setup) -> Iterator[Setup]:
     for train in ("repeated", "lora"):
         if setup.train != train and (train != "repeated" or setup.repeated):
             yield from (replace(each, train=train) for each in (setup, sparing, least))
-    ranks = setup.ranks
+    ranks = _MOST_RANKS if setup.train == "lora" else setup.ranks
     while (ranks := 2 * ranks) <= _MOST_RANKS:
         yield from (replace(each, ranks=ranks) for each in (setup, least))
 
@@ -203,7 +204,7 @@ def _layer_bytes(sizes: Dimensions, setup: Setup, *, learns: bool) -> int:
 
 def _head(parameters: int, sizes: Dimensions, setup: Setup, tokens: int, kind: str) -> int:
     """What the output head holds: some logits at once, its gradient before and after it is scaled, the states and theirs."""
-    logits = min(tokens * sizes.vocab_size, LOGITS_AT_ONCE.get(kind, LOGITS_AT_ONCE["cuda"]))
+    logits = min(tokens * sizes.vocab_size, CPU_LOGITS if kind == "cpu" else GPU_LOGITS)
     gradients = 2 * parameters if setup.train == "all" else 0
     copies = _BFLOAT16 * parameters if setup.precision == "bfloat16" else 0
     return _FLOAT32 * (3 * logits + gradients + 3 * tokens * sizes.hidden_size) + copies

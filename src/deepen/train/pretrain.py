@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 
-from deepen.checkpoint import resolve
-from deepen.data.text import Paths, Tokens, check_vocabulary, encoder, pack, read_tokens, rows_of_step
-from deepen.errors import DataError, OptionError
-from deepen.likelihood import check_context, next_tokens, summed_loss, window_losses
-from deepen.model import load
-from deepen.output import check_disk, check_target, new_folder
-from deepen.train.loop import Batch, Run, train
-from deepen.train.schedule import learning_rate as rate
-from deepen.train.schedule import warmup_steps
-from deepen.train.stage import (
-    PRECISIONS,
-    check_options,
-    choose_precision,
-    disk_bytes,
-    finish,
-    load_network,
-    open_trainable,
-    weights_hash,
-)
-from deepen.train.state import begin
+from deepen.data.corpus import Corpus, open_corpora, open_corpus
+from deepen.data.order import Indices, row_order
+from deepen.data.pack import Packed, count_rows, hold_out, pack_rows
+from deepen.data.text import Paths, check_vocabulary
+from deepen.errors import OptionError
+from deepen.likelihood import check_context
+from deepen.train.account import loss_and_perplexity
+from deepen.train.loop import Batch
+from deepen.train.network import Words
+from deepen.train.options import Shared, check_above_zero, settle
+from deepen.train.sequences import mean_token_loss, micro_batches, sequence, token_loss
+from deepen.train.stage import Lesson, Part, run_stage
 from deepen.units import parse_count
 
 CURVE_FILE = "recovery.png"
-_ABOVE_ZERO = (
-    "tokens", "batch_tokens", "sequence_length", "micro_batch", "validation_tokens", "every", "save_every", "learning_rate",
-)  # fmt: skip
-_HELD_OUT = 10  # without validation data at most a tenth of the rows is held out
+_ABOVE_ZERO = ("tokens", "epochs", "batch_tokens", "sequence_length", "validation_tokens")
 
 
 def pretrain(
@@ -45,51 +34,38 @@ def pretrain(
     out: str | Path,
     *,
     data: Paths,
-    tokens: str | int,
+    tokens: str | int | None = None,
+    epochs: float | None = None,
+    weights: Sequence[float] | None = None,
+    text_column: str = "text",
     sequence_length: int = 512,
     batch_tokens: str | int = 1024,
-    micro_batch: int = 1,
-    learning_rate: float = 1e-4,
-    schedule: str = "cosine",
-    warmup: float = 0.1,
     validation: str | Path | None = None,
     validation_tokens: str | int = 4096,
-    every: int = 5,
-    save_every: int = 50,
-    seed: int = 0,
-    precision: str = "auto",
-    device: str | None = None,
-    base: str | Path | None = None,
-    resume: bool = True,
-    overwrite: bool = False,
+    until_recovered: bool = False,
+    **shared: Unpack[Shared],
 ) -> Path:
-    """Train all weights of a model on text, so that it predicts the next token everywhere, and write the result.
+    """Train a model on text, so that it predicts the next token everywhere, and write the result.
 
-    AdamW (0.9, 0.95) without weight decay; gradients are clipped to norm 1. An interrupted run is continued by the same command
-    and ends, on the same machine, with the same bits as an undisturbed one.
+    AdamW (0.9, 0.95) without weight decay; gradients are clipped to norm 1. An interrupted run is continued by the same
+    command, in any number of processes, and ends, in one process of the same machine, with the bits of an undisturbed one.
 
     Args:
         model: a checkpoint folder or a Hub id.
         out: the new folder: the trained checkpoint, `metrics.jsonl`, `recovery.png`, and the manifest.
-        data: one or more `.txt`, `.md` or `.jsonl` files.
+        data: one or more `.txt`, `.md`, `.jsonl` or `.parquet` files, folders of them, globs, and data sets of the Hub, as
+            `org/name[@revision][:config][:split]`. They are tokenised once, and kept in the cache. No token sees one of another
+            document, and the first of a document is not learned.
         tokens: how many tokens to train on, such as `100M`; rounded up to whole steps. Beyond one epoch, rows come again.
+        epochs: instead, how often to go through the data.
+        weights: the share of each path of the data; by default all rows are one heap.
+        text_column: where rows have their text.
         sequence_length: tokens per row; the first of a row is given, the others are learned.
-        batch_tokens: tokens per step, a multiple of `sequence_length`.
-        micro_batch: rows that go through the model at once; more needs more memory. On CPUs one is fastest.
-        learning_rate: the peak of the schedule.
-        schedule: `cosine`, `constant` or `wsd`.
-        warmup: below 1 a fraction of the steps, else a number of steps, in which the rate rises.
-        validation: text to measure the perplexity on; by default the last rows of the data, which are then not trained on.
+        batch_tokens: tokens per step over all processes, a multiple of `sequence_length`.
+        validation: text to measure the perplexity on; by default some of the data (see `hold_out`), not trained on then.
         validation_tokens: how many tokens of it; in rows of `sequence_length`, the first token of each not scored.
-        every: steps between two measurements; there is one before the first step and one after the last.
-        save_every: steps between saved states, from which an interrupted run continues.
-        seed: of the data order.
-        precision: what matrices are multiplied in: `float32`, `bfloat16`, or `auto`, which is `bfloat16` on a GPU. Weights and
-            optimizer are float32 in either case; the result is written in the source's own type.
-        device: `cpu`, `cuda`, …; the CPU by default.
-        base: the model that this one was made from; its perplexity is drawn as the level to come back to.
-        resume: continue what an interrupted run left; otherwise start anew.
-        overwrite: replace an existing `out`.
+        until_recovered: end as soon as a measurement is at the base's level or below.
+        **shared: see `deepen.train.options.Shared`; `learning_rate` is 1e-4 and `every` 5 unless given.
 
     Returns:
         The folder.
@@ -100,116 +76,95 @@ def pretrain(
         CheckpointError, UnsupportedModelError: the model is broken, quantised, or a GGUF file.
         UserError: the loss or the gradient is not finite.
     """
-    start = time.monotonic()
+    settled = settle(shared, every=5)
     options: dict[str, Any] = {
         "data": [str(data)] if isinstance(data, str | Path) else [str(path) for path in data],
-        "tokens": parse_count(tokens),
+        "tokens": None if tokens is None else parse_count(tokens),
+        "epochs": epochs,
+        "weights": None if weights is None else list(weights),
+        "text_column": text_column,
         "sequence_length": sequence_length,
         "batch_tokens": parse_count(batch_tokens),
-        "micro_batch": micro_batch,
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "warmup": warmup,
         "validation": None if validation is None else str(validation),
         "validation_tokens": parse_count(validation_tokens),
-        "every": every,
-        "seed": seed,
-        "precision": precision,
-        "base": None if base is None else str(base),
+        "until_recovered": until_recovered,
     }
-    check_options({**options, "save_every": save_every}, _ABOVE_ZERO)
+    check_above_zero(options, _ABOVE_ZERO)
+    if (tokens is None) == (epochs is None) or epochs == math.inf:
+        raise OptionError("say how long: either --tokens or --epochs", next="give for example --tokens 10M")
     if options["batch_tokens"] % sequence_length:
         raise OptionError(
             f"{options['batch_tokens']} is not a multiple of the sequence length {sequence_length}",
             where="--batch-tokens",
             next=f"use a multiple such as {2 * sequence_length}",
         )
-    batch_rows = parse_count(batch_tokens) // sequence_length
-    steps = math.ceil(parse_count(tokens) / parse_count(batch_tokens))
-    rising = warmup_steps(warmup, steps)
-    out = check_target(out, overwrite=overwrite)
-    source = open_trainable(resolve(model))
-    check_disk(out, disk_bytes(source, states=2 if save_every < steps else 0))
 
-    network, tokenizer = load_network(source, device)
-    check_context(network, sequence_length, "--sequence-length")
-    rows, windows = _rows_and_windows(tokenizer, data, validation, sequence_length, parse_count(validation_tokens))
-    check_vocabulary(np.concatenate([rows, windows]), network.get_input_embeddings().num_embeddings)
-    precision = choose_precision(precision, network)
-    fingerprints = {"model": weights_hash(source), "data": _digest(rows), "validation": _digest(windows)}
-    settings = {**options, "precision": precision, **fingerprints}
+    def prepare(words: Words, device: torch.device) -> Lesson[Batch]:
+        check_context(words.config, sequence_length, "--sequence-length")
+        corpora = open_corpora(data, words.tokenizer, weights=weights, column=text_column)
+        rows, windows = _rows_and_windows(corpora, words.tokenizer, options)
+        check_vocabulary(max(corpus.highest for corpus in (*corpora, *windows.corpora)), words.vocabulary)
+        total = sum(map(len, rows)) * sequence_length
+        wanted = options["tokens"] if epochs is None else math.ceil(round(epochs * total, 6))
+        batch_rows = options["batch_tokens"] // sequence_length
+        order = row_order(rows, batch=batch_rows, seed=settled["seed"], weights=weights)
+        measured = _sequences(pack_rows(windows.corpora, windows.sources, windows.rows, sequence_length))
 
-    def batches(step: int) -> list[Batch]:
-        chosen = rows_of_step(step, rows=len(rows), batch=batch_rows, seed=seed)
-        micro_batches = torch.split(torch.from_numpy(rows[chosen]).long().to(network.device), micro_batch)
-        return [Batch(part, next_tokens(part), part.shape[0] * (sequence_length - 1)) for part in micro_batches]
+        def batches(step: int) -> list[Batch]:
+            chosen = _sequences(pack_rows(corpora, *order(step), sequence_length))
+            return micro_batches(chosen, settled["micro_batch"], device)
 
-    with new_folder(out, overwrite=overwrite, resume=True) as folder:
-        if begin(folder, settings, resume=resume):
-            return out
-        level = None if base is None else _base_level(base, windows, device)
-        train(
-            network,
+        whole = Part(
             batches=batches,
-            loss=lambda network, batch: summed_loss(network, batch.tokens, batch.labels),
-            learns=network.parameters(),
-            run=Run(
-                folder=folder,
-                steps=steps,
-                tokens=lambda step: step * batch_rows * sequence_length,
-                rate=lambda step: rate(step, peak=learning_rate, steps=steps, warmup=rising, schedule=schedule),
-                validate=lambda: float(window_losses(network, torch.from_numpy(windows)).mean()),
-                every=every,
-                save_every=save_every,
-                seed=seed,
-                precision=PRECISIONS[precision],
-            ),
+            validate=lambda network: loss_and_perplexity(mean_token_loss(network, measured, device)),
+            steps=math.ceil(wanted / options["batch_tokens"]),
+            tokens=lambda step: step * batch_rows * sequence_length,
         )
-        finish(
-            folder,
-            network,
-            source,
-            {
-                "verb": "pretrain",
-                "options": options,
-                "source": {"model": str(model), "format": "safetensors", "weights_sha256": fingerprints["model"]},
-                "settings": settings,
+        return Lesson(
+            loss=token_loss,
+            parts=lambda _network, _place: [whole],
+            steps=whole.steps,
+            fingerprints={
+                "data": _digest([corpus.fingerprint for corpus in corpora], *rows),
+                "validation": _digest([corpus.fingerprint for corpus in windows.corpora], windows.sources, windows.rows),
             },
             subject="held-out text",
             curve=CURVE_FILE,
-            start=start,
-            level=level,
-            results={"base_validation_perplexity": level},
+            until_recovered=until_recovered,
         )
-    return out
+
+    return run_stage("pretrain", model, out, options=options, shared=settled, prepare=prepare)
 
 
-def _digest(tokens: Tokens) -> str:
-    return hashlib.sha256(tokens.tobytes()).hexdigest()
+def _sequences(packed: Packed) -> list[Batch]:
+    positions = [None] * len(packed.tokens) if packed.positions is None else packed.positions
+    return [sequence(*row) for row in zip(packed.tokens, packed.labels, positions, strict=True)]
 
 
-def _rows_and_windows(
-    tokenizer: Any,
-    data: Paths,
-    validation: str | Path | None,
-    length: int,
-    validation_tokens: int,
-) -> tuple[Tokens, Tokens]:
-    encode, end_of_text = encoder(tokenizer), tokenizer.eos_token_id
-    rows = pack(read_tokens(data, encode, end_of_text=end_of_text), length, where=data)
-    if validation is not None:
-        stream = read_tokens(validation, encode, end_of_text=end_of_text)[:validation_tokens]
-        return rows, pack(stream, length, where=validation)
-    if len(rows) < 2:
-        raise DataError(
-            f"the data makes one row of {length} tokens, and none is left to measure on",
-            next="give more data, or validation data of its own",
-        )
-    held_out = max(1, min(validation_tokens // length, len(rows) // _HELD_OUT))
-    return rows[:-held_out], rows[-held_out:]
+class _Windows(NamedTuple):
+    """Rows to measure on: the n-th is row `rows[n]` of `corpora[sources[n]]`."""
+
+    corpora: Sequence[Corpus]
+    sources: Indices
+    rows: Indices
 
 
-def _base_level(base: str | Path, windows: Tokens, device: str | None) -> float:
-    network = load(base, dtype="float32", device=device)[0]
-    check_vocabulary(windows, network.get_input_embeddings().num_embeddings)
-    return math.exp(float(window_losses(network, torch.from_numpy(windows)).mean()))
+def _rows_and_windows(corpora: Sequence[Corpus], tokenizer: Any, options: Mapping[str, Any]) -> tuple[list[Indices], _Windows]:
+    """For each corpus the rows to learn, and the rows to measure on."""
+    length, tokens = options["sequence_length"], options["validation_tokens"]
+    counts = [count_rows(corpus, length) for corpus in corpora]
+    if options["validation"] is not None:
+        measured = open_corpus(options["validation"], tokenizer, column=options["text_column"])
+        few = np.arange(min(count_rows(measured, length), max(1, tokens // length)))
+        return [np.arange(count) for count in counts], _Windows([measured], np.zeros_like(few), few)
+    held_out = hold_out(corpora, length, tokens, weights=options["weights"])
+    rows = [np.setdiff1d(np.arange(count), some) for count, some in zip(counts, held_out, strict=True)]
+    sources = np.repeat(np.arange(len(corpora)), [len(some) for some in held_out])
+    return rows, _Windows(corpora, sources, np.concatenate(held_out))
+
+
+def _digest(fingerprints: Sequence[str], *rows: Indices) -> str:
+    total = hashlib.sha256(" ".join(fingerprints).encode())
+    for each in rows:
+        total.update(each.tobytes())
+    return total.hexdigest()

@@ -1,71 +1,290 @@
-"""What the stages of training share: what is checked before the loop, and what is written after it."""
+"""What the stages of training share: their options, what is checked before the loop, and what is written after it."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from transformers.utils.logging import disable_progress_bar
+from torch import Tensor
 
-from deepen.checkpoint import Checkpoint, open_checkpoint
+from deepen.checkpoint import Checkpoint, resolve
 from deepen.checkpoint.card import model_card
 from deepen.checkpoint.copy import hash_file
-from deepen.checkpoint.gguf import is_gguf
 from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from deepen.checkpoint.writer import copy_side_files, file_hashes, hash_tensors
-from deepen.errors import CheckpointError, OptionError, UnsupportedModelError
+from deepen.checkpoint.writer import file_hashes, hash_tensors
+from deepen.errors import OptionError
+from deepen.likelihood import Teacher
 from deepen.model import load
-from deepen.output import write_file
-from deepen.report.curves import recovery_curve
+from deepen.output import check_disk, check_target, write_file
+from deepen.train import learns, ranks
+from deepen.train.account import Account, Rows, perplexity_account
+from deepen.train.loop import AnyBatch, Learner, Run, train
 from deepen.train.metrics import METRICS_FILE, read_rows
-from deepen.train.schedule import check_schedule
-from deepen.train.state import discard_state, scratch
+from deepen.train.network import (
+    PRECISIONS,
+    Words,
+    choose_precision,
+    load_network,
+    open_trainable,
+    release,
+    speed_up,
+    write_checkpoint,
+)
+from deepen.train.options import FREE, Shared
+from deepen.train.schedule import learning_rate, warmup_steps
+from deepen.train.state import begin, discard_state, noted_settings, saved_step
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a network is trained.
+
+    Attributes:
+        folder: the partial output.
+        run: `control` for the base that is trained beside; None for the run itself.
+        precision: what matrices are multiplied in.
+    """
+
+    folder: Path
+    run: str | None
+    precision: torch.dtype
 
 
-def check_options(options: Mapping[str, Any], above_zero: tuple[str, ...]) -> None:
-    """Refuse a schedule or precision that does not exist, and numbers that are not above zero.
+@dataclass(frozen=True)
+class Part(Generic[AnyBatch]):
+    """A part of a lesson, with an optimizer and a schedule of its own.
+
+    Attributes:
+        batches: this process's micro-batches of a zero-based step.
+        validate: measures a network; `validation_loss` and whatever else is to be logged.
+        steps: optimizer steps up to its end, those of the parts before included.
+        tokens: how many tokens are read before a step.
+    """
+
+    batches: Callable[[int], Sequence[AnyBatch]]
+    validate: Callable[[Any], Mapping[str, float]]
+    steps: int
+    tokens: Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Lesson(Generic[AnyBatch]):
+    """What a stage teaches, made before any weight is loaded.
+
+    Attributes:
+        loss: the summed loss of a micro-batch and further sums to be logged, with a teacher or without.
+        parts: what is learned one after the other; a part may depend on the network, and is asked for when that has learned the
+            parts before it.
+        steps: optimizer steps in all.
+        fingerprints: hashes of the data; a run is only continued with the same.
+        subject: what is measured, a few words.
+        curve: name of the picture.
+        until_recovered: end when the base's level is reached.
+        results: further results for the manifest.
+        files: further small files, name to text; they replace the source's of the same name.
+        account: tells of a finished run as `perplexity_account` does.
+        has_level: whether the base's loss can be compared.
+    """
+
+    loss: Callable[[Any, AnyBatch, Teacher | None], tuple[Tensor, Mapping[str, Tensor]]]
+    parts: Callable[[Any, Place], Iterable[Part[AnyBatch]]]
+    steps: int
+    fingerprints: Mapping[str, str]
+    subject: str
+    curve: str
+    until_recovered: bool = False
+    results: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    account: Callable[[str, str, Rows, Rows, float | None], Account] = perplexity_account
+    has_level: bool = True
+
+
+def run_stage(
+    verb: str,
+    model: str | Path,
+    out: str | Path,
+    *,
+    options: Mapping[str, Any],
+    shared: Shared,
+    prepare: Callable[[Words, torch.device], Lesson[AnyBatch]],
+) -> Path:
+    """Run a stage of training from its options to the written checkpoint, in one process or in many.
+
+    Args:
+        verb: the stage.
+        model: what is trained: a checkpoint folder or a Hub id.
+        out: the new folder.
+        options: the stage's own options, as plain values.
+        shared: the shared ones, settled.
+        prepare: makes the lesson; it may read data, and is called before any weight is loaded.
+
+    Returns:
+        The folder.
 
     Raises:
-        OptionError: names the option.
+        DeepenError: what the stages list.
     """
-    check_schedule(options["schedule"])
-    for name in above_zero:
-        if not options[name] > 0:
-            raise OptionError(
-                f"{options[name]} is not above zero", where=f"--{name.replace('_', '-')}", next="give a larger one"
-            )
-    if options["precision"] not in {"auto", *PRECISIONS}:
-        raise OptionError(f"no precision {options['precision']!r}", where="--precision", next="use auto, float32 or bfloat16")
+    start = time.monotonic()
+    out = check_target(out, overwrite=shared["overwrite"])
+    device = ranks.device_of_rank(shared["device"])
+    with ranks.together(device):
+        source = open_trainable(resolve(model))
+        plan = _plan_of(source.path)
+        base = _find_base(source.path, shared, needed=shared["control"])
+        teacher = None if shared["teacher"] is None else open_trainable(resolve(shared["teacher"]))
+        check_disk(out, disk_bytes(source, states=1 + shared["keep"]))
+        lesson = prepare(Words(source), torch.device(device))
+        warmup_steps(shared["warmup"], lesson.steps)  # refused before anything is begun
+        recorded = {**options, **{key: _plain(value) for key, value in shared.items() if key not in FREE}}
+        with ranks.output_folder(out, overwrite=shared["overwrite"]) as folder:
+            noted = noted_settings(folder).get("precision") if shared["resume"] else None
+            precision = noted or ranks.first(lambda: choose_precision(shared["precision"], device))
+            fingerprints = {"model": weights_hash(source), **lesson.fingerprints}
+            settings = {**recorded, "precision": precision, **fingerprints}
+            if ranks.first(lambda: begin(folder, settings, resume=shared["resume"])):
+                return out
+            trainer = _Trainer(lesson, shared, folder, device, precision, teacher)
+            level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
+            network, learned = trainer.run(source, plan, level)
+            write_checkpoint(folder, network, source)
+            if ranks.rank() == 0:
+                facts = {
+                    "verb": verb,
+                    "options": recorded,
+                    "source": {"model": str(model), "format": "safetensors", "weights_sha256": fingerprints["model"]},
+                    "settings": settings,
+                }
+                _finish(folder, source, facts, lesson, level=level, learned=learned, plan=plan, start=start)
+    return out
 
 
-def open_trainable(path: Path) -> Checkpoint:
-    """Open a checkpoint whose weights can be trained.
+class _Trainer(Generic[AnyBatch]):
+    """The lesson with everything around it, for the model and for its control."""
 
-    Raises:
-        CheckpointError: it is broken.
-        UnsupportedModelError: a GGUF file, or quantised weights.
-    """
-    if is_gguf(path):
-        raise UnsupportedModelError(
-            "a GGUF file cannot be trained",
-            where=path,
-            next="make a checkpoint folder of it first: deepen scale … --to hf",
+    def __init__(
+        self,
+        lesson: Lesson[AnyBatch],
+        shared: Shared,
+        folder: Path,
+        device: str,
+        precision: str,
+        teacher: Checkpoint | None,
+    ) -> None:
+        self.lesson, self.shared, self.folder, self.device, self.precision = lesson, shared, folder, device, precision
+        self._teacher = teacher
+
+    def run(self, source: Checkpoint, plan: Mapping[str, Any] | None, level: float | None) -> tuple[Any, int]:
+        """Train the model; returns it, plain again, and how many of its parameters learned."""
+        return self._train(source, self.shared["train"], plan, None, level)
+
+    def control(self, base: Path) -> float:
+        """Train the base on the same data, unless that is done; returns its validation loss before the first step."""
+        rows = read_rows(self.folder / METRICS_FILE, "control")
+        if not any("validation_loss" in row and row["step"] == self.lesson.steps for row in rows):
+            what = "lora" if self.shared["train"] == "lora" else "all"
+            self._train(open_trainable(base), what, None, "control", None)
+            rows = read_rows(self.folder / METRICS_FILE, "control")
+            ranks.wait()
+            if ranks.rank() == 0:
+                discard_state(self.folder, "control")
+            release(self.device)
+        return float(next(row["validation_loss"] for row in rows if "validation_loss" in row))
+
+    def level(self, base: Path | None) -> float | None:
+        """The base's validation loss."""
+        if base is None:
+            if self.lesson.until_recovered:
+                raise OptionError("the base is not known", where="--until-recovered", next="name it with --base")
+            return None
+        network = (
+            self._load(open_trainable(base), "all")
+            if not base.is_file()
+            else load(base, dtype="float32", device=self.device)[0]
         )
-    checkpoint = open_checkpoint(path)
-    if checkpoint.config.get("quantization_config"):
-        raise UnsupportedModelError(
-            "the weights are quantised and cannot be trained", where=path, next="use the unquantised model"
+        (part,) = self.lesson.parts(network, self._place(None))
+        loss = part.validate(network)["validation_loss"]
+        del network
+        release(self.device)
+        return loss
+
+    def _place(self, name: str | None) -> Place:
+        return Place(self.folder, name, PRECISIONS[self.precision])
+
+    def _load(self, source: Checkpoint, what: str) -> Any:
+        return load_network(source, self.device, precision=self.precision, sharded=what != "lora")
+
+    def _train(
+        self, source: Checkpoint, what: str, plan: Mapping[str, Any] | None, name: str | None, level: float | None
+    ) -> tuple[Any, int]:
+        lesson, shared = self.lesson, self.shared
+        network = self._load(source, what)
+        new_rate = shared["new_layer_learning_rate"] if name is None else None
+        network, learners = learns.prepare(
+            network,
+            what,
+            plan,
+            new_factor=1.0 if new_rate is None else new_rate / shared["learning_rate"],
+            rank=shared["lora_rank"],
+            seed=shared["seed"],
         )
-    return checkpoint
+        speed_up(network, compile=shared["compile"], activation_checkpointing=shared["activation_checkpointing"])
+        teacher = self._load_teacher()
+        done = 0
+        for part in lesson.parts(network, self._place(name)):
+            if saved_step(self.folder, name or "run") <= part.steps:
+                self._learn(part, network, learners, name, level, done, teacher)
+            done = part.steps
+        learned = learns.count(learners)
+        return learns.merge_adapters(network), learned
+
+    def _learn(
+        self,
+        part: Part[AnyBatch],
+        network: Any,
+        learners: Sequence[Learner],
+        name: str | None,
+        level: float | None,
+        done: int,
+        teacher: Teacher | None,
+    ) -> None:
+        shared, steps = self.shared, part.steps - done
+        rising = warmup_steps(shared["warmup"], steps)
+        enough = level is not None and self.lesson.until_recovered
+        train(
+            network,
+            batches=part.batches,
+            loss=lambda network, batch: self.lesson.loss(network, batch, teacher),
+            learns=learners,
+            run=Run(
+                folder=self.folder,
+                steps=part.steps,
+                tokens=part.tokens,
+                rate=lambda step: learning_rate(
+                    step - done, peak=shared["learning_rate"], steps=steps, warmup=rising, schedule=shared["schedule"]
+                ),
+                validate=lambda: part.validate(network),
+                enough=lambda measured: enough and measured["validation_loss"] <= (level or 0.0),
+                every=shared["every"],
+                save_every=shared["save_every"],
+                keep=shared["keep"],
+                seed=shared["seed"],
+                device=torch.device(self.device),
+                precision=PRECISIONS[self.precision],
+                name=name,
+                begin=done,
+                followed=part.steps < self.lesson.steps,
+            ),
+        )
+
+    def _load_teacher(self) -> Teacher | None:
+        if self._teacher is None:
+            return None
+        return Teacher(self._load(self._teacher, "all").eval().requires_grad_(False), self.shared["teacher_share"])
 
 
 def disk_bytes(source: Checkpoint, *, states: int) -> int:
@@ -75,90 +294,14 @@ def disk_bytes(source: Checkpoint, *, states: int) -> int:
     return sum(tensor.nbytes + states * 12 * tensor.parameters for tensor in tensors)
 
 
-def load_network(source: Checkpoint, device: str | None) -> tuple[Any, Any]:
-    """The model in float32, and its tokenizer.
-
-    Raises:
-        CheckpointError: it cannot be loaded, or has no tokenizer.
-    """
-    network, tokenizer = load(source.path, dtype="float32", device=device)
-    if tokenizer is None:
-        raise CheckpointError(
-            "the checkpoint has no tokenizer", where=source.path, next="put its tokenizer files beside the weights"
-        )
-    return network, tokenizer
-
-
-def choose_precision(wanted: str, network: Any) -> str:
-    """What matrices are multiplied in; `auto` is bfloat16 on a GPU, float32 elsewhere."""
-    if wanted == "auto":
-        return "bfloat16" if network.device.type == "cuda" else "float32"
-    return wanted
-
-
 def weights_hash(source: Checkpoint) -> str:
     """One hash for all weights."""
     files = sorted({tensor.file for tensor in source.tensors.values()})
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
-def finish(
-    folder: Path,
-    network: Any,
-    source: Checkpoint,
-    facts: Mapping[str, Any],
-    *,
-    subject: str,
-    curve: str,
-    start: float,
-    level: float | None = None,
-    results: Mapping[str, Any] | None = None,
-    files: Mapping[str, str] | None = None,
-) -> None:
-    """Write the trained checkpoint, its curve and card, and last the manifest, whose presence says that all is there.
-
-    Args:
-        folder: the partial output, with the metrics of the finished run.
-        network: the trained model; it is left in the type that it is written in.
-        source: what it was made from.
-        facts: of the manifest: `verb`, `options`, `source`, `settings`.
-        subject: what the perplexity was measured on, a few words.
-        curve: name of the picture.
-        start: when the verb began, by the monotonic clock.
-        level: the base's perplexity, a line in the picture.
-        results: further results for the manifest.
-        files: further small files, name to text; they replace the source's of the same name.
-    """
-    _write_checkpoint(folder, network, source)
-    for name, text in (files or {}).items():
-        write_file(folder / name, text)
-    rows = read_rows(folder / METRICS_FILE)
-    points = [(row["tokens"], row["validation_perplexity"]) for row in rows if "validation_perplexity" in row]
-    recovery_curve(folder / curve, {Path(facts["source"]["model"]).name: points}, baseline=level)
-    readme = source.path / "README.md"
-    card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
-    against = "" if level is None else f"; the base has {level:.2f}"
-    sentence = f"Perplexity on {subject}: {points[0][1]:.2f} before, {points[-1][1]:.2f} after {points[-1][0]:,} tokens"
-    card += f"\n## Training\n\n{sentence}{against}.\n\n![{Path(curve).stem.capitalize()} curve]({curve})\n"
-    write_file(folder / "README.md", card)
-    tensors, headers = hash_tensors(folder)
-    write_manifest(
-        folder,
-        **facts,
-        plan=_plan_of(source.path),
-        seconds=time.monotonic() - start,
-        results={
-            "tokens": points[-1][0],
-            "training_seconds": round(sum(row.get("seconds", 0.0) for row in rows), 3),
-            "validation_perplexity_before": points[0][1],
-            "validation_perplexity": points[-1][1],
-            **(results or {}),
-        },
-        files=file_hashes(folder, exclude=(*headers, MANIFEST_FILE)),
-        tensors=tensors,
-        shard_headers=headers,
-    )
-    discard_state(folder)
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _plan_of(folder: Path) -> dict[str, Any] | None:
@@ -166,16 +309,63 @@ def _plan_of(folder: Path) -> dict[str, Any] | None:
     return plan
 
 
-def _write_checkpoint(folder: Path, network: Any, source: Checkpoint) -> None:
-    """The trained weights in the type that most of the source's have; all other files byte for byte as the source has them."""
-    sizes: Counter[str] = Counter()
-    for tensor in source.tensors.values():
-        sizes[tensor.dtype] += tensor.nbytes
-    network.to(_DTYPES.get(sizes.most_common(1)[0][0], torch.float32))
-    saved = scratch(folder)
-    disable_progress_bar()
-    network.save_pretrained(saved, max_shard_size="5GB")
-    for file in saved.glob("model*.safetensors*"):
-        shutil.copymode(folder / METRICS_FILE, file)  # safetensors lets nobody but the owner read what it writes
-        file.replace(folder / file.name)
-    copy_side_files(source.path, (Path("config.json"), *source.side_files), folder)
+def _find_base(folder: Path, shared: Shared, *, needed: bool) -> Path | None:
+    """The model that a deepened one was made from: what is given, else what the manifests say, if it is still there."""
+    if shared["base"] is not None:
+        return resolve(shared["base"])
+    while (folder / MANIFEST_FILE).is_file():
+        manifest = read_manifest(folder)
+        before = Path(str((manifest["source"] or {}).get("model", "")))
+        if not before.exists():
+            break
+        if manifest["verb"] == "scale" and manifest["plan"] and manifest["options"].get("to") is None:
+            return before
+        folder = before
+    if needed:
+        raise OptionError("the base is not known, or not there any more", where="--control", next="name it with --base")
+    return None
+
+
+def _finish(
+    folder: Path,
+    source: Checkpoint,
+    facts: Mapping[str, Any],
+    lesson: Lesson[Any],
+    *,
+    level: float | None,
+    learned: int,
+    plan: Mapping[str, Any] | None,
+    start: float,
+) -> None:
+    """Write curve, card, and last the manifest, whose presence says that all is there."""
+    for name, text in lesson.files.items():
+        write_file(folder / name, text)
+    rows, beside = (read_rows(folder / METRICS_FILE, run) for run in (None, "control"))
+    made_from = Path(facts["source"]["model"]).name
+    account = lesson.account(made_from, lesson.subject, rows, beside, level)
+    account.draw(folder / lesson.curve)
+    readme = source.path / "README.md"
+    card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
+    card += f"\n## Training\n\n{account.text}\n\n![{Path(lesson.curve).stem.capitalize()} curve]({lesson.curve})\n"
+    write_file(folder / "README.md", card)
+    tensors, headers = hash_tensors(folder)
+    steps = [row for row in rows if "loss" in row]
+    write_manifest(
+        folder,
+        **facts,
+        plan=plan,
+        seconds=time.monotonic() - start,
+        results={
+            "steps": len(steps),
+            "tokens": rows[-1]["tokens"],
+            "learned_parameters": learned,
+            "processes": ranks.world_size(),
+            "training_seconds": round(sum(row["seconds"] for row in steps), 3),
+            **account.results,
+            **lesson.results,
+        },
+        files=file_hashes(folder, exclude=(*headers, MANIFEST_FILE)),
+        tensors=tensors,
+        shard_headers=headers,
+    )
+    discard_state(folder)

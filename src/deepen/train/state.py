@@ -1,7 +1,8 @@
 """What an interrupted run needs to continue as if nothing had happened: weights, optimizer, step, and its settings.
 
-It lies in a hidden folder inside the run's partial output. A state is written beside the last one and renamed over it, so a
-whole one always survives. The data order and the random numbers follow from (seed, step), so neither needs to be stored.
+It lies in a hidden folder inside the run's partial output: `RUN/STEP/`, as torch's distributed checkpoints, which any number of
+processes can read, whatever number wrote them. A state is written beside the others and renamed, so a whole one always
+survives. The data order and the random numbers follow from (seed, step), so neither needs to be stored.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from deepen.errors import OptionError
 from deepen.output import write_file
 from deepen.train.metrics import METRICS_FILE
+from deepen.train.ranks import rank, wait
 
 _FOLDER = ".training"
-_STATE, _SETTINGS = "state.pt", "settings.json"
+_SETTINGS = "settings.json"
+_PARTIAL = ".partial"
+# names of parameters instead of their numbers, which makes it independent of how the model is sharded
+_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True, strict=False)
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> bool:
@@ -41,42 +50,80 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> bool:
     if not resume:
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    state, noted = folder / _FOLDER / _STATE, folder / _FOLDER / _SETTINGS
     if (folder / MANIFEST_FILE).exists():  # written last of all
         _check_same(read_manifest(folder)["settings"], settings, folder)
         discard_state(folder)
         return True
-    if state.exists():
-        _check_same(json.loads(noted.read_text(encoding="utf-8")), settings, folder)
-    noted.parent.mkdir(exist_ok=True)
-    write_file(noted, json.dumps(dict(settings), indent=2))
+    noted = noted_settings(folder)
+    if noted and any((folder / _FOLDER).glob("*/[0-9]*")):
+        _check_same(noted, settings, folder)
+    (folder / _FOLDER).mkdir(exist_ok=True)
+    write_file(folder / _FOLDER / _SETTINGS, json.dumps(dict(settings), indent=2))
     return False
 
 
-def save_state(folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Save the run's state after `step` steps; a kill at any moment leaves this state or the one before it, whole."""
-    _flush(folder / METRICS_FILE)  # the rows up to this step must survive whatever the state survives
-    state = folder / _FOLDER / _STATE
-    partial = state.with_suffix(".partial")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, partial)
-    _flush(partial)
-    partial.replace(state)
-    _flush(state.parent)
+def noted_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that was begun in a partial output; empty if none was."""
+    file = folder / _FOLDER / _SETTINGS
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return settings
 
 
-def load_state(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a saved state back in place.
+def save_state(
+    folder: Path, run: str, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, keep: int
+) -> None:
+    """Save a run's state after `step` steps; all processes call it. A kill at any moment leaves the states before it whole.
+
+    Args:
+        folder: the partial output.
+        run: its name.
+        step: how many steps are done.
+        model: what is trained; only what learns is saved.
+        optimizer: with its moments.
+        keep: how many states are kept, the newest ones.
+    """
+    states = folder / _FOLDER / run
+    partial = states / f"{step}{_PARTIAL}"
+    if rank() == 0:
+        _flush(folder / METRICS_FILE)  # the rows up to this step must survive whatever the state survives
+        states.mkdir(exist_ok=True)
+        for left in states.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(left)
+    wait()
+    weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")  # one process is a group too
+        save({"model": weights, "optimizer": moments}, checkpoint_id=partial)
+    if rank() == 0:
+        _flush(partial)
+        partial.replace(states / str(step))
+        _flush(states)
+        for old in _steps(states)[:-keep]:
+            shutil.rmtree(states / str(old))
+    wait()
+
+
+def saved_step(folder: Path, run: str) -> int:
+    """How many steps were done in the newest saved state of a run; 0 when nothing was saved."""
+    return max(_steps(folder / _FOLDER / run), default=0)
+
+
+def load_state(folder: Path, run: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the newest saved state of a run back in place; all processes call it.
 
     Returns:
         How many steps were done; 0 when nothing was saved.
     """
-    file = folder / _FOLDER / _STATE
-    if not file.exists():
+    steps = _steps(folder / _FOLDER / run)
+    if not steps:
         return 0
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+        load({"model": weights, "optimizer": moments}, checkpoint_id=folder / _FOLDER / run / str(steps[-1]))
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_OPTIONS)
+    optimizer.zero_grad()
+    return steps[-1]
 
 
 def scratch(folder: Path) -> Path:
@@ -86,9 +133,13 @@ def scratch(folder: Path) -> Path:
     return path
 
 
-def discard_state(folder: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    shutil.rmtree(folder / _FOLDER, ignore_errors=True)
+def discard_state(folder: Path, run: str = "") -> None:
+    """Remove what only an unfinished run needs: a run's states, or all that is there."""
+    shutil.rmtree(folder / _FOLDER / run, ignore_errors=True)
+
+
+def _steps(states: Path) -> list[int]:
+    return sorted(int(path.name) for path in states.glob("[0-9]*") if path.name.isdigit())
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
