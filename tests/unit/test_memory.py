@@ -196,7 +196,7 @@ def status(field):
 
 options = json.loads(sys.argv[1])
 small = options.pop("small")
-pretrain(small, Path(small).with_name("warm"), data=options["data"], tokens=16, sequence_length=8, batch_tokens=8)
+pretrain(small, Path(small).with_name("warm"), data=options["data"], tokens=16, sequence_length=8, batch_tokens=8, device="cpu")
 before = status("VmRSS")
 pretrain(**options)
 print(status("VmHWM") - before)
@@ -215,6 +215,8 @@ def test_a_run_takes_what_was_said(tmp_path: Path) -> None:
         "sequence_length": 512,
         "batch_tokens": 1024,
         "validation_tokens": 512,
+        "device": "cpu",
+        "precision": "float32",
     }
     answer = subprocess.run(
         [sys.executable, "-c", MEASURED, json.dumps(options)],

@@ -92,7 +92,7 @@ def training_bytes(source: Checkpoint, setup: Setup, device: str = "cpu") -> dic
     if setup.teacher is not None:
         theirs, their_sizes = read_facts(setup.teacher)
         weights = sum(tensor.parameters for layer in [*theirs.layers, theirs.rest] for tensor in layer)
-        per_process["teacher"] = (_FLOAT32 + cast) * weights + _head(
+        per_process["teacher"] = (_FLOAT32 + cast) * weights // setup.ranks + _head(
             theirs.head_parameters, their_sizes, replace(setup, train="lora"), tokens, kind
         )
     return {name: setup.neighbours * value for name, value in per_process.items()}
