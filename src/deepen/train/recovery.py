@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 _FEWEST = 4  # points: the start, which lies off the curve, and as many as the fit has parameters
 _FARTHEST = 100  # times the tokens seen: no fit means anything beyond
+_DRAWN = 3  # times the tokens seen: a picture of more shows little of the run
 _EXPONENT, _SLOWEST, _FASTEST = 1 / 2, 1 / 4, 1.0
 
 Points = Sequence[tuple[int, float]]
@@ -83,6 +84,13 @@ class Recovery:
             return f"{begin}; how many more it takes cannot be told: {self.reason}."
         span = f"at least {self.least:,}" if self.most is None else f"{self.least:,} to {self.most:,}"
         return f"{begin}; a fit says that it takes about {self.more:,} more ({span})."
+
+    def forecast(self) -> list[tuple[float, float]]:
+        """The fit from the end of the run to the level (tokens, perplexity), but no farther than three times the run."""
+        if self.fit is None or self.more is None:
+            return []
+        last = min(self.fit.tokens(self.level), _DRAWN * self.seen)
+        return [(tokens, math.exp(self.fit.loss(tokens))) for tokens in np.linspace(self.seen, last).tolist()]
 
     def results(self) -> dict[str, Any]:
         """For the manifest."""
