@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from deepen.host import colon_fields, host_memory
+
 _PACKAGES = (
     "deepen", "numpy", "huggingface_hub", "torch", "transformers", "accelerate", "safetensors", "gguf", "xllamacpp",
     "matplotlib",
@@ -36,12 +38,13 @@ def doctor() -> dict[str, Any]:
         `available_bytes`), `disk` (`path`, `total_bytes`, `free_bytes`), `versions` (null where a package is missing), and
         `abilities`: per task `ready`, `uses` (packages) and `install` (the command for what is missing, or null).
     """
+    memory = host_memory()
     versions = {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES}
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},
         "gpus": _gpus(),
-        "memory": _memory(),
+        "memory": {"total_bytes": memory.total, "available_bytes": memory.available},
         "disk": _disk(),
         "versions": versions,
         "abilities": {task: _ability(packages, extra, versions) for task, (packages, extra) in _ABILITIES.items()},
@@ -62,20 +65,8 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    fields = _colon_fields(Path("/proc/cpuinfo"))
+    fields = colon_fields(Path("/proc/cpuinfo"))
     return fields.get("model name") or platform.processor() or platform.machine()
-
-
-def _memory() -> dict[str, int]:
-    """Bytes in all and free for use; a container's own limit counts where it is lower."""
-    fields = _colon_fields(Path("/proc/meminfo"))
-    total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    control_group = Path("/sys/fs/cgroup")
-    limit = _number(control_group / "memory.max")
-    if limit is not None and limit < total:
-        used = _number(control_group / "memory.current") or 0
-        total, available = limit, max(0, min(available, limit - used))
-    return {"total_bytes": total, "available_bytes": available}
 
 
 def _disk() -> dict[str, Any]:
@@ -104,16 +95,3 @@ def _gpus() -> list[dict[str, Any]]:
 def _gpu(line: str) -> dict[str, Any]:
     name, mebibytes, driver = (field.strip() for field in line.split(","))
     return {"name": name, "memory_bytes": int(mebibytes) * 2**20 if mebibytes.isdecimal() else None, "driver": driver}
-
-
-def _colon_fields(file: Path) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        name, _, content = line.partition(":")
-        fields.setdefault(name.strip(), content.strip())
-    return fields
-
-
-def _number(file: Path) -> int | None:
-    text = file.read_text().strip() if file.is_file() else ""
-    return int(text) if text.isdecimal() else None

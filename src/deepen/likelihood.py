@@ -19,7 +19,7 @@ from deepen.data.text import IGNORED
 from deepen.errors import OptionError
 
 # logits that exist at once: a piece that stays in a CPU's cache, or one that fills a GPU
-_CPU_LOGITS, _GPU_LOGITS = 2**23, 2**27
+CPU_LOGITS, GPU_LOGITS = 2**23, 2**27
 _plain_heads: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -245,7 +245,7 @@ def _add_product(total: Tensor, slopes: Tensor, hidden: Tensor) -> None:
 
 
 def _parts(places: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
-    step = max(1, (_CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS) // vocabulary)
+    step = max(1, (CPU_LOGITS if device.type == "cpu" else GPU_LOGITS) // vocabulary)
     return (slice(first, first + step) for first in range(0, places, step))
 
 

@@ -52,6 +52,19 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def format_energy(joules: float) -> str:
+    """Energy for people: `512 J`, `12.3 Wh`, `1.24 kWh`."""
+    hours = joules / 3600
+    if hours < 1:
+        return f"{joules:.3g} J" if joules < 999.5 else f"{joules:.0f} J"
+    return f"{hours:.3g} Wh" if hours < 999.5 else _scaled(hours, (" kWh", " MWh", " GWh", " TWh"))
+
+
+def format_grams(grams: float) -> str:
+    """A mass for people: `0.52 g`, `12.3 kg`, `1.24 t`."""
+    return f"{grams:.3g} g" if grams < 999.5 else _scaled(grams, (" kg", " t", " kt"))
+
+
 def _parse(text: str | float, units: dict[str, int], expected: str) -> Decimal:
     if isinstance(text, float):
         text = f"{text:.9f}"

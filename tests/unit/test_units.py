@@ -3,7 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.errors import OptionError
-from deepen.units import format_bytes, format_count, format_seconds, parse_bytes, parse_count, parse_seconds
+from deepen.units import (
+    format_bytes,
+    format_count,
+    format_energy,
+    format_grams,
+    format_seconds,
+    parse_bytes,
+    parse_count,
+    parse_seconds,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,3 +92,19 @@ def test_every_whole_number_is_read_back_exactly(number: int) -> None:
 @given(st.integers(min_value=0, max_value=10**17))
 def test_what_is_printed_is_within_half_a_percent(number: int) -> None:
     assert abs(parse_bytes(format_bytes(number)) - number) <= 0.005 * number
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"),
+    [
+        (0, "0 J"), (0.5, "0.5 J"), (999.9, "1000 J"), (3599, "3599 J"), (3600, "1 Wh"), (44_280, "12.3 Wh"),
+        (3.59e6, "997 Wh"), (3.6e6, "1 kWh"), (4.464e6, "1.24 kWh"), (1.8e10, "5 MWh"),
+    ],
+)  # fmt: skip
+def test_format_energy(joules: float, text: str) -> None:
+    assert format_energy(joules) == text
+
+
+@pytest.mark.parametrize(("grams", "text"), [(0.5239, "0.524 g"), (999, "999 g"), (999.9, "1 kg"), (2.5e6, "2.5 t")])
+def test_format_grams(grams: float, text: str) -> None:
+    assert format_grams(grams) == text

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from deepen.errors import printable
+from deepen.units import format_count, format_energy, format_grams, format_seconds
 
 
 def print_json(result: object) -> None:
@@ -75,6 +76,53 @@ def print_table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) ->
             for cell, width, is_numeric in zip(line, widths, numeric, strict=True)
         ]
         print("  ".join(padded).rstrip())
+
+
+_TRAINING: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("model", "model", str),
+    ("num_hidden_layers", "layers", str),
+    ("learned_parameters", "parameters learned", format_count),
+    ("processes", "processes", str),
+    ("steps", "steps", "{:,}".format),
+    ("tokens", "tokens", "{:,}".format),
+    ("tokens_per_second", "tokens per second", format_count),
+    ("training_seconds", "time", format_seconds),
+    ("validation_loss_before", "validation loss before", "{:.3f}".format),
+    ("validation_loss", "validation loss", "{:.3f}".format),
+    ("validation_reward_accuracy", "reward accuracy", "{:.2f}".format),
+    ("control_validation_reward_accuracy", "reward accuracy of the control", "{:.2f}".format),
+    ("validation_perplexity_before", "perplexity before", "{:.2f}".format),
+    ("validation_perplexity", "perplexity", "{:.2f}".format),
+    ("base_validation_perplexity", "perplexity of the base", "{:.2f}".format),
+    ("control_validation_perplexity", "perplexity of the control", "{:.2f}".format),
+    ("recovery", "recovery", lambda recovery: str(recovery["text"])),
+    ("energy", "energy", str),
+    ("carbon_grams", "CO2", format_grams),
+)
+
+
+def print_training(summary: Mapping[str, Any], *, json: bool = False) -> None:
+    """Print what a training run did: a row for each thing that is known of it.
+
+    Args:
+        summary: the `results` of its manifest, and `model` and `num_hidden_layers` if they shall be shown.
+        json: print the same mapping as one JSON object.
+    """
+    if json:
+        print_json(summary)
+        return
+    told = {**summary, "tokens_per_second": _rate(summary), "energy": _energy(summary)}
+    print_table([(label, text(told[key])) for key, label, text in _TRAINING if told.get(key) is not None])
+
+
+def _rate(summary: Mapping[str, Any]) -> float | None:
+    tokens, seconds = summary.get("tokens"), summary.get("training_seconds")
+    return tokens / seconds if tokens and seconds else None
+
+
+def _energy(summary: Mapping[str, Any]) -> str | None:
+    joules, method = summary.get("energy_joules"), summary.get("energy_method")
+    return method if joules is None else f"{format_energy(joules)}, {method}"
 
 
 def print_path(out: Path, *, json: bool) -> None:

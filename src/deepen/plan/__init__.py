@@ -101,6 +101,16 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[architecture.Stack, archi
     return stack, sizes
 
 
+def read_facts(checkpoint: Checkpoint) -> tuple[Facts, architecture.Dimensions]:
+    """What pricing needs to know of a checkpoint, and its sizes.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as `read_architecture`.
+    """
+    stack, sizes = read_architecture(checkpoint)
+    return _facts(checkpoint, stack, sizes), sizes
+
+
 def _facts(checkpoint: Checkpoint, stack: architecture.Stack, sizes: architecture.Dimensions) -> Facts:
     extra = set(architecture.extra_layers(checkpoint.config, stack, checkpoint.tensors))
     layers: list[list[Tensor]] = [[] for _ in range(stack.num_hidden_layers)]

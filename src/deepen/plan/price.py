@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ _KV_BYTES = 2  # a cache in float16 or bfloat16, whatever the weights are stored
 
 # Bytes per parameter while training, without activations:
 # weights + gradients + both moments of AdamW, each in 4 bytes
-_FLOAT32_ADAMW = 16
+FLOAT32_ADAMW = 16
 # weights and gradients in 2 bytes; master weights and both moments in 4
 _BFLOAT16_ADAMW = 16
 # weights and gradients in 2 bytes, both moments in 1
@@ -59,7 +59,7 @@ def price(plan: Plan, facts: Facts, *, dtype_bytes: int | None = None, side_byte
     weight_bytes = sum(
         tensor.nbytes if dtype_bytes is None else tensor.parameters * dtype_bytes for tensor in [*planned, *facts.rest]
     )
-    adapters = LORA_RANK * sum(sum(tensor.shape) for tensor in planned if len(tensor.shape) == 2)
+    adapters = adapter_parameters(planned, LORA_RANK)
     return {
         "parameters": parameters,
         "source_parameters": sum(tensor.parameters for layer in facts.layers for tensor in layer)
@@ -68,13 +68,18 @@ def price(plan: Plan, facts: Facts, *, dtype_bytes: int | None = None, side_byte
         "kv_bytes_per_token": _KV_BYTES * sum(facts.kv_elements[layer] for layer in plan.layers),
         "flops_per_token": _flops(planned, facts),
         "train_bytes": {
-            "float32_adamw": _FLOAT32_ADAMW * parameters,
+            "float32_adamw": FLOAT32_ADAMW * parameters,
             "bfloat16_adamw": _BFLOAT16_ADAMW * parameters,
             "bfloat16_adamw_8bit": _BFLOAT16_ADAMW_8BIT * parameters,
-            f"lora_rank_{LORA_RANK}": _FROZEN_BFLOAT16 * parameters + _FLOAT32_ADAMW * adapters,
+            f"lora_rank_{LORA_RANK}": _FROZEN_BFLOAT16 * parameters + FLOAT32_ADAMW * adapters,
         },
         "disk_bytes": weight_bytes + side_bytes,
     }
+
+
+def adapter_parameters(tensors: Iterable[Tensor], rank: int) -> int:
+    """Parameters of low-rank adapters: for each matrix rank times rows + columns (Hu et al. 2021, arXiv:2106.09685, s. 4.1)."""
+    return rank * sum(sum(tensor.shape) for tensor in tensors if len(tensor.shape) == 2)
 
 
 def _flops(planned: Sequence[Tensor], facts: Facts) -> int:
