@@ -6,6 +6,7 @@ every input) and its result. A stage whose record has the same key is done and i
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shlex
@@ -30,6 +31,7 @@ from deepen.recipe import PlannedStage, Recipe, Stage, load_recipe
 # What tells of the making, and is no part of the model: it differs when the same model is made again
 _ABOUT = {"deepen.json", "README.md", "metrics.jsonl"}
 _PICTURES = ".png"
+_MODELS = ("base", "teacher")  # options that name a model, or the stage that makes it
 
 Announce = Callable[[int, int, dict[str, Any]], None]
 """`on_stage(number, total, stage)` is called before each stage; `stage["status"]` says whether it is done already."""
@@ -57,8 +59,8 @@ class Step:
     @property
     def others(self) -> tuple[str, ...]:
         """Further models that decide the output."""
-        base = self.options.get("base")
-        return (*self.options.get("models", ())[1:], *([base] if isinstance(base, str) else []))
+        named = (self.options.get(key) for key in _MODELS)
+        return (*self.options.get("models", ())[1:], *(model for model in named if isinstance(model, str)))
 
     @property
     def command(self) -> str:
@@ -186,8 +188,9 @@ def _plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) 
     steps = []
     for stage in words.stages:
         source, options = models[stage.from_], stage.options()
-        if isinstance(base := options.get("base"), str):
-            options["base"] = models.get(base, base)
+        for key in _MODELS:
+            if isinstance(model := options.get(key), str):
+                options[key] = models.get(model, model)
         if "models" in options:
             options["models"] = tuple(models.get(model, model) for model in options["models"])
             source = options["models"][0]
@@ -215,7 +218,7 @@ def _require_files(recipe: str | Path, words: Recipe, steps: Sequence[Step]) -> 
         problems.append(f"base: there is no {words.base}")
     for step in steps:
         for key, files in step.stage.path_options().items():
-            problems += [f"stage {step.stage.name!r}: {key}: there is no {file}" for file in files if not file.is_file()]
+            problems += [f"stage {step.stage.name!r}: {key}: there is no {file}" for file in files if not _is_there(file)]
     made = {step.model for step in steps}
     for step in steps:
         for model in step.options.get("models", ()):
@@ -230,6 +233,16 @@ def _require_files(recipe: str | Path, words: Recipe, steps: Sequence[Step]) -> 
             where=recipe,
             next="see the recipe's first lines for what it needs; paths are relative to the current folder",
         )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it exists, is a pattern that something matches, or may be a data set of the Hub."""
+    word = str(path)
+    return path.exists() or any(_matches(word)) or (path.suffix == "" and is_hub_id(word.partition(":")[0]))
+
+
+def _matches(word: str) -> list[Path]:
+    return sorted(map(Path, glob.glob(word, recursive=True))) if glob.has_magic(word) else []  # noqa: PTH207
 
 
 def _plan_problems(words: Recipe, steps: Sequence[Step]) -> Iterator[str]:
@@ -349,12 +362,19 @@ def _read_record(step: Step) -> dict[str, Any]:
 
 def _key(step: Step) -> str:
     """A hash of what decides the output: the verb, its options, and the content of the model and of every file."""
-    files = {key: [_fingerprint(file) for file in paths] for key, paths in step.stage.path_options().items()}
+    files = {key: [_data_fingerprint(file) for file in paths] for key, paths in step.stage.path_options().items()}
     if step.others:
-        files["models" if "models" in step.options else "base"] = [_fingerprint(resolve(model)) for model in step.others]
+        files["models" if "models" in step.options else "others"] = [_fingerprint(resolve(model)) for model in step.others]
     options = {key: value for key, value in step.options.items() if key not in files}
     content = {"verb": step.stage.stage, "options": options, "files": files, "model": _fingerprint(resolve(step.source))}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _data_fingerprint(path: Path) -> str:
+    """A hash of the content of files; of a data set of the Hub, its name."""
+    if path.exists():
+        return _fingerprint(path)
+    return "".join(map(_fingerprint, _matches(str(path)))) or str(path)
 
 
 def _fingerprint(path: Path) -> str:

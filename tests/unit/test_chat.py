@@ -467,3 +467,20 @@ def test_rows_that_are_too_long(tmp_path: Path, tokenizer: Any, capsys: pytest.C
     assert np.array_equal(cut[0].labels, rows[0].labels)
     with pytest.raises(DataError, match="row 1: its first 2 tokens hold nothing to learn"):
         limit_rows(rows, 2, too_long="truncate")
+
+
+def test_rows_of_excluded_tasks_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"instruction": "a", "output": "kept", "task_name": "cot_esnli"},
+        {"instruction": "b", "output": "in SOLAR's table 8", "task_name": "cot_gsm8k"},
+        {"instruction": "c", "output": "there too", "_task_name": "winogrande:1.1.0"},
+        {"instruction": "d", "output": "named by the user", "task": "mine"},
+        {"instruction": "e", "output": "kept", "task": "cot_gsm8k_other"},
+    ]
+    file = write(tmp_path, rows)
+    found = read_conversations(file, exclude_tasks=["solar", "mine"])
+    assert [each.messages[0].content for each in found] == ["a", "e"]
+    assert "5 rows, without 3 that are of excluded tasks" in capsys.readouterr().err
+    assert len(read_conversations(file)) == 5
+    with pytest.raises(DataError, match="all its 1 rows are of excluded tasks"):
+        read_conversations(write(tmp_path, rows[1:2], "one.json"), exclude_tasks=["solar"])

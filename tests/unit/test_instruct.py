@@ -300,7 +300,7 @@ def test_the_verb_on_the_command_line(model: Path, chats: Path, tmp_path: Path) 
     assert "Alpaca (instruction, output, input); 42 rows, 20 of them taken" in done.stderr
     bad = _file(tmp_path / "bad.jsonl", '{"messages": [{"role": "assistant", "content": "Hi"}]}\n')
     done = subprocess.run(
-        [sys.executable, "-m", "deepen", "instruct", str(model), str(tmp_path / "b"), "--data", str(bad), *words[-3:-1]],
+        [sys.executable, "-m", "deepen", "instruct", str(model), str(tmp_path / "b"), "--data", str(bad)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

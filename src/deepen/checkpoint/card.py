@@ -157,7 +157,7 @@ def _reproduction(manifest: Mapping[str, Any], models: Sequence[str]) -> list[st
     words = ["deepen", verb, *(["OUT", *short] if verb == "merge" else [*short, "OUT"])]
     for key, value in manifest["options"].items():
         option = "--" + str(key).rstrip("_").replace("_", "-")
-        if key == "weights":
+        if key == "weights" and value is not None:
             value = ",".join(map(str, value))
         for each in value if isinstance(value, list | tuple) else [value]:
             words += [option] if each is True else [] if each is None or each is False else [option, str(each)]

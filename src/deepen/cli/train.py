@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -11,14 +13,74 @@ from deepen.cli import options
 from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_path, print_table
 
-LearningRate = Annotated[float, typer.Option(metavar="RATE", help="The peak of the schedule.")]
-Schedule = Annotated[str, typer.Option(metavar="NAME", help="cosine, constant or wsd.")]
-Warmup = Annotated[float, typer.Option(metavar="N", help="Below 1 a fraction of the steps, else a number of steps.")]
-Every = Annotated[int, typer.Option(metavar="N", help="Steps between two measurements.")]
-SaveEvery = Annotated[int, typer.Option(metavar="N", help="Steps between two saved states, to resume from.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of the order of the data.")]
-Precision = Annotated[str, typer.Option(metavar="TYPE", help="What matrices are multiplied in: auto, float32 or bfloat16.")]
-Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue an interrupted run.")]
+_LEARN = "What learns, and how fast"
+_MEASURE = "Measure and compare"
+_RUN = "The run itself"
+
+
+def _option(kind: Any, panel: str, help: str, *names: str, metavar: str | None = None) -> Any:  # noqa: A002
+    return Annotated[kind, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)]
+
+
+# The options of all stages, in the order of the help, with the default of those that do not differ between stages
+_SHARED: dict[str, tuple[Any, Any]] = {
+    "learning_rate": (_option(float, _LEARN, "The peak of the schedule.", metavar="RATE"), None),
+    "new_layer_learning_rate": (
+        _option(float | None, _LEARN, "The peak for the layers that the plan added, if it is another.", metavar="RATE"),
+        None,
+    ),
+    "schedule": (_option(str, _LEARN, "cosine, constant or wsd.", metavar="NAME"), "cosine"),
+    "warmup": (_option(float, _LEARN, "Below 1 a fraction of the steps, else a number of steps.", metavar="N"), 0.1),
+    "train": (
+        _option(str, _LEARN, "What learns: all, repeated (the layers that the plan added) or lora.", metavar="WHAT"),
+        "all",
+    ),
+    "lora_rank": (_option(int, _LEARN, "Of the adapters.", metavar="N"), 16),
+    "teacher": (_option(str | None, _LEARN, "A model to learn from too, such as the base.", metavar="MODEL"), None),
+    "teacher_share": (_option(float, _LEARN, "Its part in the loss, from 0 to 1.", metavar="S"), 0.5),
+    "base": (
+        _option(str | None, _MEASURE, "What this was made from; see the manifest unless given.", metavar="MODEL"),
+        None,
+    ),
+    "control": (_option(bool, _MEASURE, "Train the base on the same data too, and draw both.", "--control"), False),
+    "every": (_option(int, _MEASURE, "Steps between two measurements.", metavar="N"), None),
+    "save_every": (_option(int, _RUN, "Steps between two saved states, to resume from.", metavar="N"), 50),
+    "keep": (_option(int, _RUN, "How many saved states are kept while the run lasts.", metavar="N"), 1),
+    "micro_batch": (_option(int, _RUN, "Rows that go through the model at once.", metavar="N"), 1),
+    "seed": (_option(int, _RUN, "Of the order of the data, and of everything drawn.", metavar="N"), 0),
+    "precision": (_option(str, _RUN, "What matrices are multiplied in: auto, float32 or bfloat16.", metavar="TYPE"), "auto"),
+    "compile": (_option(bool, _RUN, "Compile each layer before it runs.", "--compile"), False),
+    "activation_checkpointing": (
+        _option(bool, _RUN, "Less memory, a third more time.", "--activation-checkpointing"),
+        False,
+    ),
+    "device": (_option(str | None, _RUN, "cpu, cuda, …; a GPU where there is one.", metavar="NAME"), None),
+    "resume": (_option(bool, _RUN, "Continue an interrupted run.", "--resume/--no-resume"), True),
+    "overwrite": (options.Overwrite, False),
+    "json": (options.Json, False),
+}
+
+
+def shared(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of all stages, with the stage's own defaults; it gets them as the dictionary `shared`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [each for name, each in inspect.signature(command, eval_str=True).parameters.items() if name != "shared"]
+        common = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=defaults.get(name, default))
+            for name, (kind, default) in _SHARED.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**{each.name: given[each.name] for each in own}, shared={name: given[name] for name in _SHARED})
+
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + common
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
 
 
 def register(app: typer.Typer) -> None:
@@ -28,107 +90,107 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel="Train", context_settings={"allow_extra_args": True})(verb)
 
 
+Template = Annotated[str, typer.Option(metavar="NAME", help="Chat template: model, solar, chatml or a file.")]
+TooLong = Annotated[str, typer.Option(metavar="WHAT", help="What happens to longer ones: error, truncate or drop.")]
+Cap = Annotated[
+    list[str] | None, typer.Option(metavar="PATH=N", help="Take only N rows of a file, drawn by the seed; repeatable.")
+]
+
+
+@shared(learning_rate=1e-4, every=5)
 def pretrain(
     context: typer.Context,
     model: options.Model,
     out: options.Out,
-    data: options.Data,
-    tokens: Annotated[int, typer.Option(parser=count, metavar="N", help="Train on N tokens, such as 100M.")],
+    data: Annotated[
+        list[str],
+        typer.Option(metavar="PATH", help="Text: files, folders, globs, data sets of the Hub; several may follow."),
+    ],
+    tokens: Annotated[int | None, typer.Option(parser=count, metavar="N", help="Train on N tokens, such as 100M.")] = None,
+    epochs: Annotated[float | None, typer.Option(metavar="N", help="Instead: how often to go through the data.")] = None,
+    weights: Annotated[
+        Any, typer.Option(parser=options.numbers, metavar="W,…", help="The share of each PATH; by size unless given.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(metavar="NAME", help="Where rows have their text.")] = "text",
     sequence_length: Annotated[int, typer.Option(parser=count, metavar="N", help="Tokens per row.")] = 512,
     batch_tokens: Annotated[
         int, typer.Option(parser=count, metavar="N", help="Tokens per step, a multiple of the sequence length.")
     ] = 1024,
-    micro_batch: Annotated[int, typer.Option(metavar="N", help="Rows that go through the model at once.")] = 1,
-    learning_rate: LearningRate = 1e-4,
-    schedule: Schedule = "cosine",
-    warmup: Warmup = 0.1,
     validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text to measure on; the last rows of the data unless given.")
+        str | None, typer.Option(metavar="PATH", help="Text to measure on; some of the data unless given.")
     ] = None,
     validation_tokens: Annotated[
         int, typer.Option(parser=count, metavar="N", help="How many tokens of it to measure on.")
     ] = 4096,
-    every: Every = 5,
-    save_every: SaveEvery = 50,
-    seed: Seed = 0,
-    precision: Precision = "auto",
-    device: options.Device = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The model this was made from; a level in the curve.")
-    ] = None,
-    resume: Resume = True,
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
+    until_recovered: Annotated[
+        bool, typer.Option("--until-recovered", help="End when a measurement is back at the base's level.")
+    ] = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Train a model on text: what heals the seams of a deepened one."""
     from deepen.train.pretrain import pretrain as train
 
+    json = shared.pop("json")
     written = train(
-        model, out, data=[*data, *map(Path, context.args)], tokens=tokens, sequence_length=sequence_length,
-        batch_tokens=batch_tokens, micro_batch=micro_batch, learning_rate=learning_rate, schedule=schedule,
-        warmup=warmup, validation=validation, validation_tokens=validation_tokens, every=every, save_every=save_every,
-        seed=seed, precision=precision, device=device, base=base, resume=resume, overwrite=overwrite,
+        model, out, data=[*data, *context.args], tokens=tokens, epochs=epochs, weights=weights, text_column=text_column,
+        sequence_length=sequence_length, batch_tokens=batch_tokens, validation=validation,
+        validation_tokens=validation_tokens, until_recovered=until_recovered, **shared,
     )  # fmt: skip
     print_path(written, json=json)
 
 
+@shared(learning_rate=2e-5, every=10)
 def instruct(
     context: typer.Context,
     model: options.Model,
     out: options.Out,
     data: Annotated[
-        list[Path], typer.Option(metavar="PATH", help="Conversations: .json, .jsonl or .parquet; several may follow.")
+        list[str], typer.Option(metavar="PATH", help="Conversations: .json, .jsonl or .parquet; several may follow.")
     ],
-    template: Annotated[str, typer.Option(metavar="NAME", help="Chat template: model, solar, chatml or a file.")] = "model",
+    template: Template = "model",
     epochs: Annotated[float, typer.Option(metavar="N", help="How often each conversation is learned.")] = 1.0,
     sequence_length: Annotated[int, typer.Option(parser=count, metavar="N", help="The longest conversation in tokens.")] = 512,
-    too_long: Annotated[
-        str, typer.Option(metavar="WHAT", help="What happens to longer ones: error, truncate or drop.")
-    ] = "error",
-    cap: Annotated[
-        list[str] | None, typer.Option(metavar="PATH=N", help="Take only N rows of a file, drawn by the seed; repeatable.")
+    too_long: TooLong = "error",
+    cap: Cap = None,
+    exclude_tasks: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Leave out rows of this task; solar: those that SOLAR left out.")
     ] = None,
     batch_rows: Annotated[int | None, typer.Option(metavar="N", help="Conversations per step; 8 unless given.")] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(parser=count, metavar="N", help="Instead: the most tokens per step, a multiple of the sequence length."),
     ] = None,
-    micro_batch: Annotated[int, typer.Option(metavar="N", help="Conversations that go through the model at once.")] = 1,
-    learning_rate: LearningRate = 2e-5,
-    schedule: Schedule = "cosine",
-    warmup: Warmup = 0.1,
+    packing: Annotated[
+        bool, typer.Option("--packing", help="Several conversations in one row instead of padding; none sees another.")
+    ] = False,
     validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Conversations to measure on; some of the data unless given.")
+        str | None, typer.Option(metavar="PATH", help="Conversations to measure on; some of the data unless given.")
     ] = None,
     validation_rows: Annotated[int, typer.Option(metavar="N", help="How many conversations of it to measure on.")] = 32,
-    every: Every = 10,
-    save_every: SaveEvery = 50,
-    seed: Seed = 0,
-    precision: Precision = "auto",
-    device: options.Device = None,
-    resume: Resume = True,
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Train a model on conversations: it learns what the assistant says."""
     from deepen.train.instruct import instruct as train
 
+    json = shared.pop("json")
     written = train(
-        model, out, data=[*data, *map(Path, context.args)], template=template, epochs=epochs,
-        sequence_length=sequence_length, too_long=too_long, cap=cap, batch_rows=batch_rows, batch_tokens=batch_tokens,
-        micro_batch=micro_batch, learning_rate=learning_rate, schedule=schedule, warmup=warmup, validation=validation,
-        validation_rows=validation_rows, every=every, save_every=save_every, seed=seed, precision=precision,
-        device=device, resume=resume, overwrite=overwrite,
+        model, out, data=[*data, *context.args], template=template, epochs=epochs, sequence_length=sequence_length,
+        too_long=too_long, cap=cap, exclude_tasks=exclude_tasks, batch_rows=batch_rows, batch_tokens=batch_tokens,
+        packing=packing,
+        validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
     print_path(written, json=json)
 
 
+@shared(learning_rate=5e-7, every=10)
 def align(
     context: typer.Context,
     model: options.Model,
     out: options.Out,
     data: Annotated[
-        list[Path], typer.Option(metavar="PATH", help="Pairs of answers: .json, .jsonl or .parquet; several may follow.")
+        list[str], typer.Option(metavar="PATH", help="Pairs of answers: .json, .jsonl or .parquet; several may follow.")
     ],
     stepwise: Annotated[
         bool, typer.Option("--stepwise", help="sDPO: a step per path, easy to hard, each with the model before as reference.")
@@ -141,61 +203,36 @@ def align(
     sft_weight: Annotated[
         float, typer.Option(metavar="W", help="How much of the chosen answer's own loss per token is added.")
     ] = 0.0,
-    template: Annotated[str, typer.Option(metavar="NAME", help="Chat template: model, solar, chatml or a file.")] = "model",
+    template: Template = "model",
     epochs: Annotated[float, typer.Option(metavar="N", help="How often each pair is learned.")] = 1.0,
     sequence_length: Annotated[
         int, typer.Option(parser=count, metavar="N", help="The longest prompt with an answer, in tokens.")
     ] = 1024,
-    too_long: Annotated[
-        str, typer.Option(metavar="WHAT", help="What happens to longer ones: error, truncate or drop.")
-    ] = "error",
-    cap: Annotated[
-        list[str] | None, typer.Option(metavar="PATH=N", help="Take only N pairs of a file, drawn by the seed; repeatable.")
-    ] = None,
+    too_long: TooLong = "error",
+    cap: Cap = None,
     batch_rows: Annotated[int | None, typer.Option(metavar="N", help="Pairs per step; 8 unless given.")] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(parser=count, metavar="N", help="Instead: the most tokens per step, a multiple of twice the length."),
     ] = None,
-    micro_batch: Annotated[int, typer.Option(metavar="N", help="Pairs that go through the model at once.")] = 1,
-    what: Annotated[str, typer.Option("--train", metavar="WHAT", help="What learns: all, repeated (layers) or lora.")] = "all",
-    lora_rank: Annotated[int, typer.Option(metavar="N", help="Of LoRA's adapters.")] = 16,
-    learning_rate: LearningRate = 5e-7,
-    schedule: Schedule = "cosine",
-    warmup: Warmup = 0.1,
     validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Pairs to measure on; some of the data unless given.")
+        str | None, typer.Option(metavar="PATH", help="Pairs to measure on; some of the data unless given.")
     ] = None,
     validation_rows: Annotated[int, typer.Option(metavar="N", help="How many pairs of it to measure on.")] = 64,
-    base: Annotated[str | None, typer.Option(metavar="MODEL", help="The model this was made from, for --control.")] = None,
-    control: Annotated[bool, typer.Option("--control", help="Train the base on the same pairs too.")] = False,
-    every: Every = 10,
-    save_every: SaveEvery = 50,
-    keep: Annotated[int, typer.Option(metavar="N", help="How many saved states are kept while the run lasts.")] = 1,
-    seed: Seed = 0,
-    precision: Precision = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile each layer before it runs.")] = False,  # noqa: A002
-    activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="Less memory, a third more time.")
-    ] = False,
-    device: options.Device = None,
-    resume: Resume = True,
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Train a model on pairs of answers, of which one is preferred: DPO, or sDPO step by step."""
     from deepen.checkpoint.manifest import read_manifest
     from deepen.train.align import TABLE, table_rows
     from deepen.train.align import align as train
 
+    json = shared.pop("json")
     written = train(
-        model, out, data=[*data, *map(Path, context.args)], stepwise=stepwise, beta=beta, loss=loss,
+        model, out, data=[*data, *context.args], stepwise=stepwise, beta=beta, loss=loss,
         label_smoothing=label_smoothing, sft_weight=sft_weight, template=template, epochs=epochs,
         sequence_length=sequence_length, too_long=too_long, cap=cap, batch_rows=batch_rows, batch_tokens=batch_tokens,
-        validation=validation, validation_rows=validation_rows, train=what, lora_rank=lora_rank,
-        learning_rate=learning_rate, schedule=schedule, warmup=warmup, base=base, control=control, every=every,
-        save_every=save_every, keep=keep, micro_batch=micro_batch, seed=seed, precision=precision, compile=compile,
-        activation_checkpointing=activation_checkpointing, device=device, resume=resume, overwrite=overwrite,
+        validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
     chunks = read_manifest(written)["results"]["chunks"]
     if json:

@@ -58,7 +58,18 @@ _LAYOUTS: Layouts = {
 }
 
 
-def read_conversations(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -> list[Conversation]:
+SOLAR_EXCLUDED = (
+    "task228_arc_answer_generation_easy", "ai2_arc/ARC-Challenge:1.0.0", "ai2_arc/ARC-Easy:1.0.0",
+    "task229_arc_answer_generation_hard", "hellaswag:1.1.0", "task1389_hellaswag_completion", "cot_gsm8k", "cot_gsm8k_ii",
+    "drop:2.0.0", "winogrande:1.1.0",
+)  # fmt: skip
+"""The FLAN tasks that SOLAR left out, since benchmarks are made of them (Kim et al. 2023, arXiv:2312.15166, table 8)."""
+_TASK_COLUMNS = ("task_name", "_task_name", "task")
+
+
+def read_conversations(
+    data: Paths, *, cap: Sequence[str] = (), seed: int = 0, exclude_tasks: Sequence[str] = ()
+) -> list[Conversation]:
     """Read conversations from files and data sets of the Hub; what each was read as is printed on stderr.
 
     Layouts: Alpaca (`instruction`, `input`, `output` or `response`; the input follows the instruction on a new line), ShareGPT
@@ -70,6 +81,8 @@ def read_conversations(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -
         data: one path or several, as for `read_rows`.
         cap: `PATH=N` takes N rows of that path, drawn by the seed and kept in order.
         seed: of the drawing.
+        exclude_tasks: leave rows out whose `task_name`, `_task_name` or `task` is one of these; `solar` stands for
+            `SOLAR_EXCLUDED`.
 
     Returns:
         All conversations, in the order of the files and rows.
@@ -79,7 +92,15 @@ def read_conversations(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -
         OptionError: a cap is no `PATH=N`, or names none of the files.
         MissingDependencyError: a Parquet file, and pyarrow is not installed.
     """
-    return [each for found in read_rows(data, _LAYOUTS, _conversation, cap=cap, seed=seed) for each in found]
+    excluded = {name for each in exclude_tasks for name in (SOLAR_EXCLUDED if each == "solar" else (each,))}
+
+    def read(row: Mapping[str, Any], layout: str, where: str) -> Conversation | None:
+        if any(row.get(column) in excluded for column in _TASK_COLUMNS):
+            return None
+        return _conversation(row, layout, where)
+
+    found = read_rows(data, _LAYOUTS, read, cap=cap, seed=seed, reason="are of excluded tasks")
+    return [each for conversations in found for each in conversations]
 
 
 def _conversation(row: Mapping[str, Any], layout: str, where: str) -> Conversation:

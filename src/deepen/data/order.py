@@ -25,8 +25,8 @@ def row_order(
     Without weights there is one source, and each epoch is a permutation of its rows drawn from (seed, epoch): `rows_of_step`.
     With weights every source has epochs of its own, permutations drawn from (seed, source, epoch), and whose turn it is follows
     from the weights alone: after any number of rows each source has given its share to within one row. For this the n-th row
-    of a source with share s may come after floor((n - 1) / s) rows and is due before ceil(n / s) rows are over, and of those that
-    may come the one that is due first does (Baruah et al., "Proportionate Progress", 1996).
+    of a source with share s may come after floor((n - 1) / s) rows and is due within ceil(n / s), and of those that may come
+    the one that is due first does (Baruah et al., "Proportionate Progress", 1996).
 
     Args:
         rows: for each source the rows to take from.

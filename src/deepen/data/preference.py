@@ -102,7 +102,7 @@ def read_preferences(data: Paths, *, cap: Sequence[str] = (), seed: int = 0) -> 
         OptionError: a cap is no `PATH=N`, or names none of the files.
         MissingDependencyError: a Parquet file, and pyarrow is not installed.
     """
-    return read_rows(data, _LAYOUTS, _preference, cap=cap, seed=seed)
+    return read_rows(data, _LAYOUTS, _preference, cap=cap, seed=seed, reason="are ties or have an empty answer")
 
 
 def encode_preferences(

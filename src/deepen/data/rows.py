@@ -33,6 +33,7 @@ def read_rows(
     *,
     cap: Sequence[str] = (),
     seed: int = 0,
+    reason: str = "",
 ) -> list[list[_Each]]:
     """Read rows in one of several layouts; what each file or data set was read as is printed on stderr.
 
@@ -45,6 +46,7 @@ def read_rows(
         read: makes something of a row, its layout, and the words that say where it stands; `None` leaves the row out.
         cap: `PATH=N` takes N rows of that path, drawn by the seed and kept in order.
         seed: of the drawing.
+        reason: why `read` leaves rows out, as in "without 3 that …".
 
     Returns:
         For each path what was made of its rows, in order.
@@ -61,7 +63,7 @@ def read_rows(
     limits = _limits(cap, paths)
     sets = []
     for number, path in enumerate(paths):
-        rows, found = _read_file(path, layouts, read)
+        rows, found = _read_file(path, layouts, read, reason)
         total = len(rows)
         if limits.get(path, total) < total:
             chosen = np.random.default_rng((seed, number)).permutation(total)[: limits[path]]
@@ -87,7 +89,7 @@ def _limits(cap: Sequence[str], paths: Sequence[Path]) -> dict[Path, int]:
 
 
 def _read_file(
-    path: Path, layouts: Layouts, read: Callable[[Mapping[str, Any], str, str], _Each | None]
+    path: Path, layouts: Layouts, read: Callable[[Mapping[str, Any], str, str], _Each | None], reason: str
 ) -> tuple[list[_Each], str]:
     """What was made of a file's rows, and what it was read as."""
     size, numbered = _open(path)
@@ -113,9 +115,9 @@ def _read_file(
             else:
                 rows.append(made)
     if not rows:
-        problem = f"all its {left_out:,} rows are ties or have an empty answer" if left_out else "there are no rows in it"
+        problem = f"all its {left_out:,} rows {reason}" if left_out else "there are no rows in it"
         raise DataError(problem, where=path, next="give a file with rows to learn from")
-    without = f", without {left_out:,} that are ties or have an empty answer" if left_out else ""
+    without = f", without {left_out:,} that {reason}" if left_out else ""
     return rows, f"{layout} {description}; {len(rows) + left_out:,} rows{without}"
 
 

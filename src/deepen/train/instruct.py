@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from deepen.data.chat import read_conversations
+from deepen.data.chat import Conversation, read_conversations
 from deepen.data.template import Row, encode_conversations, find_template, limit_rows
 from deepen.data.text import Paths, check_vocabulary
 from deepen.likelihood import check_context
@@ -36,6 +36,7 @@ def instruct(
     sequence_length: int = 512,
     too_long: str = "error",
     cap: Sequence[str] | None = None,
+    exclude_tasks: Sequence[str] | None = None,
     batch_rows: int | None = None,
     batch_tokens: str | int | None = None,
     packing: bool = False,
@@ -58,6 +59,7 @@ def instruct(
         sequence_length: the longest conversation in tokens.
         too_long: what happens to longer ones: `error`, `truncate` or `drop`.
         cap: `PATH=N` takes only N rows of that file, drawn by the seed.
+        exclude_tasks: names of tasks whose rows are left out; `solar` for those that SOLAR left out.
         batch_rows: conversations per step; 8 unless given.
         batch_tokens: the same as the most tokens that a step may read, a multiple of `sequence_length`.
         packing: lay the conversations of a step one after the other into rows of `sequence_length` instead of padding them;
@@ -84,6 +86,7 @@ def instruct(
         "sequence_length": sequence_length,
         "too_long": too_long,
         "cap": list(cap or ()),
+        "exclude_tasks": list(exclude_tasks or ()),
         "batch_rows": rows_per_step(batch_rows, batch_tokens, sequence_length),
         "packing": packing,
         "validation": None if validation is None else str(validation),
@@ -92,14 +95,18 @@ def instruct(
     check_rows(options)
 
     def prepare(words: Words, device: torch.device) -> Lesson[Batch]:
+        conversations = read_conversations(
+            data, cap=options["cap"], seed=settled["seed"], exclude_tasks=options["exclude_tasks"]
+        )
+        measured = None if validation is None else read_conversations(validation)
         check_context(words.config, sequence_length, "--sequence-length")
         jinja = find_template(template, words.tokenizer)
-        rows, held_out = _rows(words, jinja, options, data, validation, settled["seed"])
+        rows, held_out = _rows(words, jinja, options, conversations, measured)
         check_vocabulary(
             np.concatenate([each for row in (*rows, *held_out) for each in (row.tokens, row.labels)]), words.vocabulary
         )
         order = Order(rows, epochs=epochs, batch=options["batch_rows"], seed=settled["seed"], size=lambda row: len(row.tokens))
-        measured = [sequence(row.tokens, row.labels) for row in held_out]
+        windows = [sequence(row.tokens, row.labels) for row in held_out]
 
         def batches(step: int) -> list[Batch]:
             chosen = [sequence(row.tokens, row.labels) for row in order.rows_of(step)]
@@ -107,7 +114,7 @@ def instruct(
 
         whole = Part(
             batches=batches,
-            validate=lambda network: loss_and_perplexity(mean_token_loss(network, measured, device)),
+            validate=lambda network: loss_and_perplexity(mean_token_loss(network, windows, device)),
             steps=order.steps,
             tokens=order.tokens,
         )
@@ -134,16 +141,19 @@ def instruct(
 
 
 def _rows(
-    words: Words, template: str, options: dict[str, Any], data: Paths, validation: str | Path | None, seed: int
+    words: Words,
+    template: str,
+    options: dict[str, Any],
+    conversations: Sequence[Conversation],
+    measured: Sequence[Conversation] | None,
 ) -> tuple[list[Row], list[Row]]:
-    """The conversations to learn, and those to measure on."""
-    length, too_long = options["sequence_length"], options["too_long"]
-    conversations = read_conversations(data, cap=options["cap"], seed=seed)
-    rows = limit_rows(
-        encode_conversations(conversations, words.tokenizer, template, ends=words.ends), length, too_long=too_long
-    )
-    if validation is None:
+    """The conversations to learn, and those to measure on, as tokens."""
+
+    def encode(some: Sequence[Conversation]) -> list[Row]:
+        rows = encode_conversations(some, words.tokenizer, template, ends=words.ends)
+        return limit_rows(rows, options["sequence_length"], too_long=options["too_long"])
+
+    rows = encode(conversations)
+    if measured is None:
         return split(rows, options["validation_rows"], what="conversation")
-    measured = spread(read_conversations(validation), options["validation_rows"])[1]
-    held_out = encode_conversations(measured, words.tokenizer, template, ends=words.ends)
-    return rows, limit_rows(held_out, length, too_long=too_long)
+    return rows, encode(spread(measured, options["validation_rows"])[1])

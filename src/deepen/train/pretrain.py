@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 
-from deepen.data.text import IGNORED, Paths, Tokens, check_vocabulary, encoder, pack, read_tokens, rows_of_step
-from deepen.errors import DataError, OptionError
+from deepen.data.corpus import Corpus, open_corpora, open_corpus
+from deepen.data.order import Indices, row_order
+from deepen.data.pack import Packed, count_rows, hold_out, pack_rows
+from deepen.data.text import Paths, check_vocabulary
+from deepen.errors import OptionError
 from deepen.likelihood import check_context
 from deepen.train.account import loss_and_perplexity
 from deepen.train.loop import Batch
@@ -23,7 +27,6 @@ from deepen.units import parse_count
 
 CURVE_FILE = "recovery.png"
 _ABOVE_ZERO = ("tokens", "epochs", "batch_tokens", "sequence_length", "validation_tokens")
-_HELD_OUT = 10  # without validation data at most a tenth of the rows is held out
 
 
 def pretrain(
@@ -33,6 +36,8 @@ def pretrain(
     data: Paths,
     tokens: str | int | None = None,
     epochs: float | None = None,
+    weights: Sequence[float] | None = None,
+    text_column: str = "text",
     sequence_length: int = 512,
     batch_tokens: str | int = 1024,
     validation: str | Path | None = None,
@@ -48,12 +53,16 @@ def pretrain(
     Args:
         model: a checkpoint folder or a Hub id.
         out: the new folder: the trained checkpoint, `metrics.jsonl`, `recovery.png`, and the manifest.
-        data: one or more `.txt`, `.md` or `.jsonl` files.
+        data: one or more `.txt`, `.md`, `.jsonl` or `.parquet` files, folders of them, globs, and data sets of the Hub, as
+            `org/name[@revision][:config][:split]`. They are tokenised once, and kept in the cache. No token sees one of another
+            document, and the first of a document is not learned.
         tokens: how many tokens to train on, such as `100M`; rounded up to whole steps. Beyond one epoch, rows come again.
         epochs: instead, how often to go through the data.
+        weights: the share of each path of the data; by default all rows are one heap.
+        text_column: where rows have their text.
         sequence_length: tokens per row; the first of a row is given, the others are learned.
         batch_tokens: tokens per step over all processes, a multiple of `sequence_length`.
-        validation: text to measure the perplexity on; by default the last rows of the data, which are then not trained on.
+        validation: text to measure the perplexity on; by default some of the data (see `hold_out`), not trained on then.
         validation_tokens: how many tokens of it; in rows of `sequence_length`, the first token of each not scored.
         until_recovered: end as soon as a measurement is at the base's level or below.
         **shared: see `deepen.train.options.Shared`; `learning_rate` is 1e-4 and `every` 5 unless given.
@@ -72,6 +81,8 @@ def pretrain(
         "data": [str(data)] if isinstance(data, str | Path) else [str(path) for path in data],
         "tokens": None if tokens is None else parse_count(tokens),
         "epochs": epochs,
+        "weights": None if weights is None else list(weights),
+        "text_column": text_column,
         "sequence_length": sequence_length,
         "batch_tokens": parse_count(batch_tokens),
         "validation": None if validation is None else str(validation),
@@ -90,16 +101,18 @@ def pretrain(
 
     def prepare(words: Words, device: torch.device) -> Lesson[Batch]:
         check_context(words.config, sequence_length, "--sequence-length")
-        rows, windows = _rows_and_windows(words.tokenizer, data, validation, sequence_length, options["validation_tokens"])
-        check_vocabulary(np.concatenate([rows, windows]), words.vocabulary)
-        wanted = options["tokens"] if epochs is None else math.ceil(round(epochs * rows.size, 6))
+        corpora = open_corpora(data, words.tokenizer, weights=weights, column=text_column)
+        rows, windows = _rows_and_windows(corpora, words.tokenizer, options)
+        check_vocabulary(max(corpus.highest for corpus in (*corpora, *windows.corpora)), words.vocabulary)
+        total = sum(map(len, rows)) * sequence_length
+        wanted = options["tokens"] if epochs is None else math.ceil(round(epochs * total, 6))
         batch_rows = options["batch_tokens"] // sequence_length
-
-        measured = [_row(window) for window in windows]
+        order = row_order(rows, batch=batch_rows, seed=settled["seed"], weights=weights)
+        measured = _sequences(pack_rows(windows.corpora, windows.sources, windows.rows, sequence_length))
 
         def batches(step: int) -> list[Batch]:
-            chosen = rows_of_step(step, rows=len(rows), batch=batch_rows, seed=settled["seed"])
-            return micro_batches([_row(rows[index]) for index in chosen], settled["micro_batch"], device)
+            chosen = _sequences(pack_rows(corpora, *order(step), sequence_length))
+            return micro_batches(chosen, settled["micro_batch"], device)
 
         whole = Part(
             batches=batches,
@@ -111,7 +124,10 @@ def pretrain(
             loss=token_loss,
             parts=lambda _network, _place: [whole],
             steps=whole.steps,
-            fingerprints={"data": _digest(rows), "validation": _digest(windows)},
+            fingerprints={
+                "data": _digest([corpus.fingerprint for corpus in corpora], *rows),
+                "validation": _digest([corpus.fingerprint for corpus in windows.corpora], windows.sources, windows.rows),
+            },
             subject="held-out text",
             curve=CURVE_FILE,
             until_recovered=until_recovered,
@@ -120,31 +136,35 @@ def pretrain(
     return run_stage("pretrain", model, out, options=options, shared=settled, prepare=prepare)
 
 
-def _row(tokens: Tokens) -> Batch:
-    labels = np.append(tokens[1:], np.int32(IGNORED))
-    return sequence(tokens, labels)
+def _sequences(packed: Packed) -> list[Batch]:
+    positions = [None] * len(packed.tokens) if packed.positions is None else packed.positions
+    return [sequence(*row) for row in zip(packed.tokens, packed.labels, positions, strict=True)]
 
 
-def _digest(tokens: Tokens) -> str:
-    return hashlib.sha256(tokens.tobytes()).hexdigest()
+class _Windows(NamedTuple):
+    """Rows to measure on: the n-th is row `rows[n]` of `corpora[sources[n]]`."""
+
+    corpora: Sequence[Corpus]
+    sources: Indices
+    rows: Indices
 
 
-def _rows_and_windows(
-    tokenizer: Any,
-    data: Paths,
-    validation: str | Path | None,
-    length: int,
-    validation_tokens: int,
-) -> tuple[Tokens, Tokens]:
-    encode, end_of_text = encoder(tokenizer), tokenizer.eos_token_id
-    rows = pack(read_tokens(data, encode, end_of_text=end_of_text), length, where=data)
-    if validation is not None:
-        stream = read_tokens(validation, encode, end_of_text=end_of_text)[:validation_tokens]
-        return rows, pack(stream, length, where=validation)
-    if len(rows) < 2:
-        raise DataError(
-            f"the data makes one row of {length} tokens, and none is left to measure on",
-            next="give more data, or validation data of its own",
-        )
-    held_out = max(1, min(validation_tokens // length, len(rows) // _HELD_OUT))
-    return rows[:-held_out], rows[-held_out:]
+def _rows_and_windows(corpora: Sequence[Corpus], tokenizer: Any, options: Mapping[str, Any]) -> tuple[list[Indices], _Windows]:
+    """For each corpus the rows to learn, and the rows to measure on."""
+    length, tokens = options["sequence_length"], options["validation_tokens"]
+    counts = [count_rows(corpus, length) for corpus in corpora]
+    if options["validation"] is not None:
+        measured = open_corpus(options["validation"], tokenizer, column=options["text_column"])
+        few = np.arange(min(count_rows(measured, length), max(1, tokens // length)))
+        return [np.arange(count) for count in counts], _Windows([measured], np.zeros_like(few), few)
+    held_out = hold_out(corpora, length, tokens, weights=options["weights"])
+    rows = [np.setdiff1d(np.arange(count), some) for count, some in zip(counts, held_out, strict=True)]
+    sources = np.repeat(np.arange(len(corpora)), [len(some) for some in held_out])
+    return rows, _Windows(corpora, sources, np.concatenate(held_out))
+
+
+def _digest(fingerprints: Sequence[str], *rows: Indices) -> str:
+    total = hashlib.sha256(" ".join(fingerprints).encode())
+    for each in rows:
+        total.update(each.tobytes())
+    return total.hexdigest()
