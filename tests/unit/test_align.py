@@ -373,6 +373,7 @@ def test_two_processes_align_as_one_does(model: Path, sets: dict[str, Path], tmp
         env=ONE_THREAD, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("hard.json: prompt, chosen and rejected") == 1, "said by one of them"
     for one, two in zip(metrics(alone), metrics(tmp_path / "out"), strict=True):
         assert one.keys() == two.keys()
         for key in one.keys() - TIMED - {"energy_joules"}:

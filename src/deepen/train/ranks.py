@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepen.errors import printable
 from deepen.output import new_folder, partial_path
 
 _Each = TypeVar("_Each")
@@ -105,12 +103,6 @@ def average_plain_gradients(parameters: Sequence[Tensor]) -> None:
             if parameter.grad is not None and not hasattr(parameter, "full_tensor"):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
-
-
-def say(text: str) -> None:
-    """Print a line on stderr, once for all processes."""
-    if rank() == 0:
-        print(printable(text), file=sys.stderr)
 
 
 @contextmanager
