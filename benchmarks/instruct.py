@@ -27,7 +27,7 @@ from deepen.train.metrics import read_rows
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "chat" / "rasbt" / "instruction-data.json"
 RUNS = HERE / "work" / "instruct"
-ROWS, MEASURED, PROMPTS, NEW_TOKENS = 200, 50, 10, 256
+ROWS, MEASURED, PROMPTS, NEW_TOKENS = 200, 32, 10, 256
 
 
 def deepen(*words: str) -> str:
@@ -99,7 +99,7 @@ def main() -> None:
     for name, part in (("train.json", train), ("held_out.json", held_out)):
         (RUNS / name).write_text(json.dumps(part))
     start = time.monotonic()
-    words = ("--validation", str(RUNS / "held_out.json"), "--validation-rows", str(MEASURED), "--every", "5", "--seed", "0")
+    words = ("--validation", str(RUNS / "held_out.json"), "--validation-rows", str(MEASURED), "--every", "10", "--seed", "0")
     out = RUNS / "out"
     deepen("instruct", str(model), str(out), "--data", str(RUNS / "train.json"), *words)
     seconds = time.monotonic() - start

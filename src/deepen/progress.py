@@ -28,7 +28,7 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Advance]:
         total: the amount of work, in `unit`s.
         unit: `"B"` prints bytes; anything else is a plural noun such as `"tokens"`.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not _is_first():
         yield lambda *_, **__: None
         return
     description = printable(description)
@@ -73,3 +73,13 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Advance]:
         yield advance
     seconds = time.monotonic() - start
     print(f"{description}: {amount_text(done)}{noun} in {format_seconds(seconds)}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print a line on stderr; of the processes that a launcher starts together, only the first one does."""
+    if _is_first():
+        print(printable(text), file=sys.stderr)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -25,14 +25,14 @@ WORDS = ("red", "green", "blue", "white")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "model")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("aligned") / "model")
 
 
 def write(file: Path, rows: list[dict[str, str]]) -> Path:
@@ -224,18 +224,18 @@ def test_the_control_is_aligned_with_a_reference_of_its_own(model: Path, pairs: 
 # Step by step ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sets(model: Path, tmp_path: Path) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def sets(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A hard and an easy set: pairs turned the way that the model finds them, in 3 and in 9 of 12 cases."""
-    rows = repeats(24)
+    folder, rows = tmp_path_factory.mktemp("sets"), repeats(24)
     finds = likelihoods(model, rows) @ [1, -1] > 0
     turned = []
     for number, (row, right) in enumerate(zip(rows, finds, strict=True)):
         wanted = number % 12 < 3 if number < 12 else number % 12 < 9
         flipped = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
         turned.append(row if right == wanted else flipped)
-    held_out = write(tmp_path / "held_out.json", repeats(8, first=24))
-    names = {"hard": write(tmp_path / "hard.json", turned[:12]), "easy": write(tmp_path / "easy.json", turned[12:])}
+    held_out = write(folder / "held_out.json", repeats(8, first=24))
+    names = {"hard": write(folder / "hard.json", turned[:12]), "easy": write(folder / "easy.json", turned[12:])}
     return names | {"held_out": held_out}
 
 
@@ -244,9 +244,16 @@ def stepwise(model: Path, out: Path, sets: dict[str, Path], **changed: Any) -> P
     return fit(model, out, sets["hard"], sets["easy"], stepwise=True, validation=sets["held_out"], **options | changed)
 
 
-def test_steps_go_from_easy_to_hard_each_from_the_model_before(model: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stepwise(model, tmp_path_factory.mktemp("undisturbed") / "out", sets)
+
+
+def test_steps_go_from_easy_to_hard_each_from_the_model_before(
+    model: Path, sets: dict[str, Path], undisturbed: Path, tmp_path: Path
+) -> None:
     """sDPO is DPO on the easier set, and then DPO of that model on the harder one: the same bits as two ordinary runs."""
-    out = stepwise(model, tmp_path / "out", sets)
+    out = undisturbed
     options: dict[str, Any] = {"batch_rows": 4, "epochs": 2, "every": 2, "validation": sets["held_out"]}
     first = fit(model, tmp_path / "first", sets["easy"], **options)
     second = fit(first, tmp_path / "second", sets["hard"], **options)
@@ -320,8 +327,9 @@ align.align(model, out, data=[hard, easy], stepwise=True, validation=held_out, t
         "before run-held-out-2.npz",
     ],
 )
-def test_killed_at_any_moment_it_ends_with_the_same_bits(model: Path, sets: dict[str, Path], tmp_path: Path, when: str) -> None:
-    undisturbed = stepwise(model, tmp_path / "undisturbed", sets)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(
+    model: Path, sets: dict[str, Path], undisturbed: Path, tmp_path: Path, when: str
+) -> None:
     out = tmp_path / "out"
     arguments = [str(each) for each in (model, out, sets["easy"], sets["hard"], sets["held_out"])]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments, when], env=ONE_THREAD, check=False)
@@ -333,7 +341,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(model: Path, sets: dict
     assert read_manifest(out)["results"]["chunks"] == read_manifest(undisturbed)["results"]["chunks"]
 
 
-def test_references_of_other_settings_are_not_taken(model: Path, sets: dict[str, Path], tmp_path: Path) -> None:
+def test_references_of_other_settings_are_not_taken(
+    model: Path, sets: dict[str, Path], undisturbed: Path, tmp_path: Path
+) -> None:
     """Killed before anything was saved, a run may begin with another model: its reference is that model."""
     out = tmp_path / "out"
     other = write_checkpoint(tmp_path / "other", num_hidden_layers=1)
@@ -341,7 +351,7 @@ def test_references_of_other_settings_are_not_taken(model: Path, sets: dict[str,
     subprocess.run([sys.executable, "-c", KILLED, *arguments, "in step 1"], env=ONE_THREAD, check=False)
     assert list(tmp_path.glob(".out.partial/.training/scratch/run-pairs-0-0.npz"))
     stepwise(model, out, sets)
-    assert weights(out) == weights(stepwise(model, tmp_path / "undisturbed", sets))
+    assert weights(out) == weights(undisturbed)
 
 
 def test_another_seed_gives_other_bits(model: Path, pairs: Path, tmp_path: Path) -> None:
@@ -363,6 +373,7 @@ def test_two_processes_align_as_one_does(model: Path, sets: dict[str, Path], tmp
         env=ONE_THREAD, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("hard.json: prompt, chosen and rejected") == 1, "said by one of them"
     for one, two in zip(metrics(alone), metrics(tmp_path / "out"), strict=True):
         assert one.keys() == two.keys()
         for key in one.keys() - TIMED - {"energy_joules"}:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ from deepen.data.rows import Layouts, malformed, read_rows
 from deepen.data.template import Row, cut_row, encode_conversations
 from deepen.data.text import Paths
 from deepen.errors import DataError
+from deepen.progress import say
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def limit_pairs(pairs: Sequence[Pair], length: int, *, too_long: str) -> list[Pa
             where=where,
             next=f"pass --sequence-length {longest} if the model takes that, or --too-long truncate or drop",
         )
-    print(f"{count}: {'truncated' if too_long == 'truncate' else 'dropped'}", file=sys.stderr)
+    say(f"{count}: {'truncated' if too_long == 'truncate' else 'dropped'}")
     if too_long == "truncate":
         return [Pair(cut_row(pair.chosen, length), cut_row(pair.rejected, length)) for pair in pairs]
     if not kept:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +12,8 @@ import numpy as np
 from deepen.checkpoint.hub import is_hub_id
 from deepen.data import hub
 from deepen.data.text import Paths
-from deepen.errors import DataError, MissingDependencyError, OptionError, printable
-from deepen.progress import progress
+from deepen.errors import DataError, MissingDependencyError, OptionError
+from deepen.progress import progress, say
 from deepen.units import parse_count
 
 Layouts = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -69,7 +68,7 @@ def read_rows(
             chosen = np.random.default_rng((seed, number)).permutation(total)[: limits[path]]
             rows = [rows[index] for index in sorted(chosen)]
         kept = "" if len(rows) == total else f", {len(rows):,} of them taken"
-        print(printable(f"{path}: {found}{kept}"), file=sys.stderr)
+        say(f"{path}: {found}{kept}")
         sets.append(rows)
     return sets
 

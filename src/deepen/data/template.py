@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from deepen.data.chat import Conversation
 from deepen.data.text import IGNORED, Tokens
 from deepen.errors import DataError, OptionError
-from deepen.progress import progress
+from deepen.progress import progress, say
 
 SOLAR = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{% if message['content']%}"
@@ -151,7 +150,7 @@ def limit_rows(rows: Sequence[Row], length: int, *, too_long: str) -> list[Row]:
             where=longer[0].where,
             next=f"pass --sequence-length {longest} if the model takes that, or --too-long truncate or drop",
         )
-    print(f"{count}: {'truncated' if too_long == 'truncate' else 'dropped'}", file=sys.stderr)
+    say(f"{count}: {'truncated' if too_long == 'truncate' else 'dropped'}")
     if too_long == "truncate":
         return [cut_row(row, length) for row in rows]
     kept = [row for row in rows if len(row.tokens) <= length]

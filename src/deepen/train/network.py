@@ -18,6 +18,7 @@ from deepen.checkpoint.gguf import is_gguf
 from deepen.checkpoint.writer import copy_side_files
 from deepen.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 from deepen.model import load
+from deepen.progress import say
 from deepen.train import ranks
 from deepen.train.metrics import METRICS_FILE
 from deepen.train.state import scratch
@@ -120,7 +121,7 @@ def choose_precision(wanted: str, device: str) -> str:
     slow, fast = (_seconds(dtype, device) for dtype in (torch.float32, torch.bfloat16))
     chosen = "bfloat16" if slow > _GAIN * fast else "float32"
     ratio = f"{slow / fast:.1f}x faster" if slow > fast else f"{fast / slow:.1f}x slower"
-    ranks.say(f"matrices are multiplied in {chosen}: bfloat16 is {ratio} on {device}")
+    say(f"matrices are multiplied in {chosen}: bfloat16 is {ratio} on {device}")
     return chosen
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepen.errors import printable
 from deepen.output import new_folder, partial_path
 
 _Each = TypeVar("_Each")
@@ -101,12 +99,6 @@ def average_plain_gradients(parameters: Sequence[Tensor]) -> None:
             if parameter.grad is not None and not hasattr(parameter, "full_tensor"):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world_size()
-
-
-def say(text: str) -> None:
-    """Print a line on stderr, once for all processes."""
-    if rank() == 0:
-        print(printable(text), file=sys.stderr)
 
 
 @contextmanager
