@@ -24,6 +24,7 @@ def manifest(
     options: Mapping[str, Any],
     source: Mapping[str, Any] | None,
     seconds: float,
+    energy_joules: float | None = None,
     plan: Mapping[str, Any] | None = None,
     tensors: Sequence[Mapping[str, Any]] | None = None,
     **extra: Any,
@@ -35,6 +36,7 @@ def manifest(
         options: the verb's options as the user gave them.
         source: the model it was made from: `model` as given, and hashes.
         seconds: how long it took.
+        energy_joules: what it used, if that was measured.
         plan: the layer plan, if there is one.
         tensors: a record per tensor: `name`, `sha256`, `source`, `source_sha256`.
         **extra: further facts, such as `files` (name to SHA-256) or `metrics`.
@@ -45,7 +47,7 @@ def manifest(
         "source": None if source is None else dict(source),
         "plan": None if plan is None else dict(plan),
         "seconds": round(seconds, 3),
-        "energy_joules": None,
+        "energy_joules": energy_joules,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         **extra,

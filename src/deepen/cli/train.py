@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from deepen.cli import options
 from deepen.cli.options import count
-from deepen.cli.printing import print_json, print_path, print_table
+from deepen.cli.printing import print_json, print_path, print_table, print_training
 
 _LEARN = "What learns, and how fast"
 _MEASURE = "Measure and compare"
@@ -55,6 +56,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
         False,
     ),
     "device": (_option(str | None, _RUN, "cpu, cuda, …; a GPU where there is one.", metavar="NAME"), None),
+    "grid_factor": (_option(float | None, _RUN, "Grams of CO2 per kWh here, to tell the run's.", metavar="G"), None),
     "resume": (_option(bool, _RUN, "Continue an interrupted run.", "--resume/--no-resume"), True),
     "overwrite": (options.Overwrite, False),
     "json": (options.Json, False),
@@ -88,6 +90,24 @@ def register(app: typer.Typer) -> None:
     # what follows `--data FILE` without an option of its own is more data
     for verb in (pretrain, instruct, align):
         app.command(rich_help_panel="Train", context_settings={"allow_extra_args": True})(verb)
+
+
+def _tell(written: Path, *, json: bool) -> None:
+    """Print what a run did; of several processes only the first one does."""
+    from deepen.checkpoint.manifest import read_manifest
+    from deepen.train import ranks
+    from deepen.train.align import TABLE, table_rows
+
+    if ranks.rank() > 0:
+        return
+    results = read_manifest(written)["results"]
+    if json:
+        print_json({"out": written, **results})
+        return
+    print_training(results)
+    if "chunks" in results:
+        print_table(table_rows(results["chunks"]), TABLE)
+    print_path(written, json=False)
 
 
 Template = Annotated[str, typer.Option(metavar="NAME", help="Chat template: model, solar, chatml or a file.")]
@@ -137,7 +157,7 @@ def pretrain(
         sequence_length=sequence_length, batch_tokens=batch_tokens, validation=validation,
         validation_tokens=validation_tokens, until_recovered=until_recovered, **shared,
     )  # fmt: skip
-    print_path(written, json=json)
+    _tell(written, json=json)
 
 
 @shared(learning_rate=2e-5, every=10)
@@ -181,7 +201,7 @@ def instruct(
         packing=packing,
         validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
-    print_path(written, json=json)
+    _tell(written, json=json)
 
 
 @shared(learning_rate=5e-7, every=10)
@@ -223,8 +243,6 @@ def align(
     shared: dict[str, Any],
 ) -> None:
     """Train a model on pairs of answers, of which one is preferred: DPO, or sDPO step by step."""
-    from deepen.checkpoint.manifest import read_manifest
-    from deepen.train.align import TABLE, table_rows
     from deepen.train.align import align as train
 
     json = shared.pop("json")
@@ -234,9 +252,4 @@ def align(
         sequence_length=sequence_length, too_long=too_long, cap=cap, batch_rows=batch_rows, batch_tokens=batch_tokens,
         validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
-    chunks = read_manifest(written)["results"]["chunks"]
-    if json:
-        print_json({"out": written, "chunks": chunks})
-    else:
-        print_table(table_rows(chunks), TABLE)
-        print_path(written, json=False)
+    _tell(written, json=json)

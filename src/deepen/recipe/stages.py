@@ -164,6 +164,7 @@ class TrainStage(Stage):
     precision: Literal["auto", "float32", "bfloat16"] | None = None
     compile: bool | None = None
     activation_checkpointing: bool | None = None
+    grid_factor: Annotated[float, Field(ge=0)] | None = None
     device: str | None = None
 
 

@@ -131,6 +131,8 @@ def align(
                 "chat_template": hashlib.sha256(jinja.encode()).hexdigest(),
             },
             subject="held-out pairs",
+            length=2 * sequence_length,
+            packed=True,
             curve=CURVE_FILE,
             results={"pairs": sum(len(chunk.pairs) for chunk in chunks), "held_out_pairs": len(held_out)},
             files={TEMPLATE_FILE: jinja},

@@ -128,6 +128,8 @@ def instruct(
                 "chat_template": hashlib.sha256(jinja.encode()).hexdigest(),
             },
             subject="the assistant's words in held-out conversations",
+            length=sequence_length,
+            packed=packing,
             curve=CURVE_FILE,
             results={
                 "conversations": len(rows),

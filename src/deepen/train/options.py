@@ -37,6 +37,7 @@ class Shared(TypedDict, total=False):
     compile: compile each layer before it runs: slower to begin with, then faster.
     activation_checkpointing: keep less of the forward pass and compute it again: less memory, a third more time.
     device: `cpu`, `cuda`, …; a GPU by default, where there is one.
+    grid_factor: grams of CO2 per kilowatt-hour where the machine stands, to tell the run's.
     resume: continue what an interrupted run left; otherwise start anew.
     overwrite: replace an existing output.
     """
@@ -60,6 +61,7 @@ class Shared(TypedDict, total=False):
     compile: bool
     activation_checkpointing: bool
     device: str | None
+    grid_factor: float | None
     resume: bool
     overwrite: bool
 
@@ -84,11 +86,12 @@ DEFAULTS: Shared = {
     "compile": False,
     "activation_checkpointing": False,
     "device": None,
+    "grid_factor": None,
     "resume": True,
     "overwrite": False,
 }
 # What does not change the result, so that an interrupted run may be continued with another value
-FREE = {"save_every", "keep", "activation_checkpointing", "device", "resume", "overwrite"}
+FREE = {"save_every", "keep", "activation_checkpointing", "device", "grid_factor", "resume", "overwrite"}
 _ABOVE_ZERO = ("lora_rank", "learning_rate", "every", "save_every", "keep", "micro_batch")
 
 

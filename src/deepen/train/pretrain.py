@@ -129,6 +129,8 @@ def pretrain(
                 "validation": _digest([corpus.fingerprint for corpus in windows.corpora], windows.sources, windows.rows),
             },
             subject="held-out text",
+            length=sequence_length,
+            packed=any(len(corpus.starts) > 1 for corpus in corpora),
             curve=CURVE_FILE,
             until_recovered=until_recovered,
         )

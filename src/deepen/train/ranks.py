@@ -33,12 +33,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_world_size() -> int:
+    """How many of the processes are on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def replicas() -> int:
     """How many copies of the model there are: one per node, each sharded over the node's processes, or one over all.
 
     Within a node links are fast, so parameters travel there; between nodes only gradients do (HSDP).
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    local = local_world_size()
     return world_size() // local if local > 1 else 1
 
 

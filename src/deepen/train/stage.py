@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +14,18 @@ import torch
 from torch import Tensor
 
 from deepen.checkpoint import Checkpoint, resolve
-from deepen.checkpoint.card import model_card
 from deepen.checkpoint.copy import hash_file
-from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from deepen.checkpoint.writer import file_hashes, hash_tensors
+from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest
+from deepen.energy import Meter, carbon_grams, open_meter
 from deepen.errors import OptionError
 from deepen.likelihood import Teacher
 from deepen.model import load
-from deepen.output import check_disk, check_target, write_file
+from deepen.output import check_disk, check_target
 from deepen.train import learns, ranks
 from deepen.train.account import Account, Rows, perplexity_account
+from deepen.train.finish import finish
 from deepen.train.loop import AnyBatch, Learner, Run, train
+from deepen.train.memory import Setup, check_memory
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import (
     PRECISIONS,
@@ -82,6 +84,8 @@ class Lesson(Generic[AnyBatch]):
             parts before it.
         steps: optimizer steps in all.
         fingerprints: hashes of the data; a run is only continued with the same.
+        length: the most tokens of a row that goes through the model.
+        packed: whether rows hold sequences that do not see each other.
         subject: what is measured, a few words.
         curve: name of the picture.
         until_recovered: end when the base's level is reached.
@@ -95,6 +99,8 @@ class Lesson(Generic[AnyBatch]):
     parts: Callable[[Any, Place], Iterable[Part[AnyBatch]]]
     steps: int
     fingerprints: Mapping[str, str]
+    length: int
+    packed: bool
     subject: str
     curve: str
     until_recovered: bool = False
@@ -139,7 +145,9 @@ def run_stage(
     teacher = None if shared["teacher"] is None else open_trainable(resolve(shared["teacher"]))
     check_disk(out, disk_bytes(source, states=1 + shared["keep"]))
     lesson = prepare(Words(source), torch.device(device))
-    warmup_steps(shared["warmup"], lesson.steps)  # refused before anything is begun
+    warmup_steps(shared["warmup"], lesson.steps)  # refused before anything is begun, as is what follows
+    carbon_grams(None, shared["grid_factor"])
+    check_memory(source, _setup(lesson, shared, plan, teacher, device), device=device)
     recorded = {**options, **{key: _plain(value) for key, value in shared.items() if key not in FREE}}
     with ranks.output_folder(out, overwrite=shared["overwrite"]) as folder:
         precision = ranks.first(lambda: _precision(folder, shared, device))
@@ -147,9 +155,10 @@ def run_stage(
         settings = {**recorded, "precision": precision, **fingerprints}
         if ranks.first(lambda: begin(folder, settings, resume=shared["resume"])):
             return out
-        trainer = _Trainer(lesson, shared, folder, device, precision, teacher)
-        level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
-        network, learned = trainer.run(source, plan, level)
+        with open_meter(gpus=None if device.startswith("cuda") else (), local_rank=ranks.local_rank()) as meter:
+            trainer = _Trainer(lesson, shared, folder, device, precision, teacher, meter)
+            level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
+            network, learned = trainer.run(source, plan, level)
         write_checkpoint(folder, network, source)
         if ranks.rank() == 0:
             facts = {
@@ -158,7 +167,8 @@ def run_stage(
                 "source": {"model": str(model), "format": "safetensors", "weights_sha256": fingerprints["model"]},
                 "settings": settings,
             }
-            _finish(folder, source, facts, lesson, level=level, learned=learned, plan=plan, start=start)
+            energy = {"energy_method": meter.method, "grid_factor": shared["grid_factor"]}
+            finish(folder, source, facts, lesson, level=level, learned=learned, plan=plan, start=start, energy=energy)
     return out
 
 
@@ -173,9 +183,10 @@ class _Trainer(Generic[AnyBatch]):
         device: str,
         precision: str,
         teacher: Checkpoint | None,
+        meter: Meter,
     ) -> None:
         self.lesson, self.shared, self.folder, self.device, self.precision = lesson, shared, folder, device, precision
-        self._teacher = teacher
+        self._teacher, self._meter = teacher, meter
 
     def run(self, source: Checkpoint, plan: Mapping[str, Any] | None, level: float | None) -> tuple[Any, int]:
         """Train the model; returns it, plain again, and how many of its parameters learned."""
@@ -275,10 +286,17 @@ class _Trainer(Generic[AnyBatch]):
                 device=torch.device(self.device),
                 precision=PRECISIONS[self.precision],
                 name=name,
+                energy=self._joules,
                 begin=done,
                 followed=part.steps < self.lesson.steps,
             ),
         )
+
+    def _joules(self) -> float | None:
+        """What all processes have used since they began."""
+        joules = self._meter.joules()
+        (total,) = ranks.totals(math.nan if joules is None else joules, device=torch.device(self.device))
+        return None if math.isnan(total) else total
 
     def _load_teacher(self) -> Teacher | None:
         if self._teacher is None:
@@ -297,6 +315,24 @@ def weights_hash(source: Checkpoint) -> str:
     """One hash for all weights."""
     files = sorted({tensor.file for tensor in source.tensors.values()})
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+def _setup(
+    lesson: Lesson[Any], shared: Shared, plan: Mapping[str, Any] | None, teacher: Checkpoint | None, device: str
+) -> Setup:
+    return Setup(
+        sequence_length=lesson.length,
+        micro_batch=shared["micro_batch"],
+        train=shared["train"],
+        repeated=tuple(learns.added_layers(plan)),
+        lora_rank=shared["lora_rank"],
+        activation_checkpointing=shared["activation_checkpointing"],
+        packed=lesson.packed,
+        precision="bfloat16" if shared["precision"] == "bfloat16" else "float32",
+        ranks=ranks.world_size() // ranks.replicas(),
+        neighbours=1 if device.startswith("cuda") else ranks.local_world_size(),
+        teacher=teacher,
+    )
 
 
 def _precision(folder: Path, shared: Shared, device: str) -> str:
@@ -329,48 +365,3 @@ def _find_base(folder: Path, shared: Shared, *, needed: bool) -> Path | None:
     if needed:
         raise OptionError("the base is not known, or not there any more", where="--control", next="name it with --base")
     return None
-
-
-def _finish(
-    folder: Path,
-    source: Checkpoint,
-    facts: Mapping[str, Any],
-    lesson: Lesson[Any],
-    *,
-    level: float | None,
-    learned: int,
-    plan: Mapping[str, Any] | None,
-    start: float,
-) -> None:
-    """Write curve, card, and last the manifest, whose presence says that all is there."""
-    for name, text in lesson.files.items():
-        write_file(folder / name, text)
-    rows, beside = (read_rows(folder / METRICS_FILE, run) for run in (None, "control"))
-    made_from = Path(facts["source"]["model"]).name
-    account = lesson.account(made_from, lesson.subject, rows, beside, level)
-    account.draw(folder / lesson.curve)
-    readme = source.path / "README.md"
-    card = model_card(facts, readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None)
-    card += f"\n## Training\n\n{account.text}\n\n![{Path(lesson.curve).stem.capitalize()} curve]({lesson.curve})\n"
-    write_file(folder / "README.md", card)
-    tensors, headers = hash_tensors(folder)
-    steps = [row for row in rows if "loss" in row]
-    write_manifest(
-        folder,
-        **facts,
-        plan=plan,
-        seconds=time.monotonic() - start,
-        results={
-            "steps": len(steps),
-            "tokens": rows[-1]["tokens"],
-            "learned_parameters": learned,
-            "processes": ranks.world_size(),
-            "training_seconds": round(sum(row["seconds"] for row in steps), 3),
-            **account.results,
-            **lesson.results,
-        },
-        files=file_hashes(folder, exclude=(*headers, MANIFEST_FILE)),
-        tensors=tensors,
-        shard_headers=headers,
-    )
-    discard_state(folder)
