@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,10 +101,11 @@ def open_corpora(
 
 def _open(sources: Sequence[Source], encoder: Encoder, column: str, cache: Path) -> Corpus:
     files = [file for source in sources for file in source.files]
-    with storage_errors(cache / "text"):
+    with storage_errors(cache):
         (cache / "text").mkdir(parents=True, exist_ok=True)
+        key = _key(files, encoder, column, cache)
+    folder = cache / "text" / key
     where = ", ".join(source.name for source in sources)
-    folder = cache / "text" / _key(files, encoder, column, cache)
     found = folder.exists()
     if not found:
         with _alone(folder):
@@ -164,7 +166,9 @@ def _content_hash(path: Path, cache: Path) -> str:
         # what was changed a moment ago may be changed again without a new time
         if time.time_ns() - entry.st_ctime_ns > 2 * 10**9:
             note.parent.mkdir(parents=True, exist_ok=True)
-            write_file(note, json.dumps([state, digest]))
+            with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as temporary:  # others may write it as well
+                temporary.write(json.dumps([state, digest]))
+            Path(temporary.name).replace(note)
     return str(digest)
 
 

@@ -24,7 +24,7 @@ PIECE = 1 << 18
 _KINDS = {".txt": "text", ".md": "text", ".jsonl": "JSON lines", ".parquet": "Parquet"}
 _SUFFIXES = ".txt, .md, .jsonl or .parquet"
 _BATCH_ROWS = 256
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?(:[^:]*){0,2}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?(:[^:\[]*(:[^:\[]*(\[[^]]*\])?)?)?")
 
 
 class File(NamedTuple):
@@ -157,12 +157,12 @@ def _find(word: str) -> Source:
             raise DataError(f"not a {_SUFFIXES} file", where=word, next="convert it to one of these")
         file = _file(path)
         return Source(word, file.kind, (file,))
-    if glob.has_magic(word):
-        return _folder(word, sorted(path for path in map(Path, glob.glob(word, recursive=True)) if path.is_file()))  # noqa: PTH207
     if path.suffix not in _KINDS and _HUB_ID.fullmatch(word):
         return _data_set(word)
     if ":" in word and hub.is_data_set(Path(hub.parse(word).name)):
         return _data_set(word)
+    if glob.has_magic(word):
+        return _folder(word, sorted(path for path in map(Path, glob.glob(word, recursive=True)) if path.is_file()))  # noqa: PTH207
     raise DataError("no such file", where=word, next="check the path")
 
 
@@ -183,6 +183,10 @@ def _folder(word: str, paths: Sequence[Path]) -> Source:
 
 
 def _file(path: Path) -> File:
+    if not path.is_file():
+        raise DataError("no such file", where=path, next="check the path")
+    if not os.access(path, os.R_OK):
+        raise DataError("the file may not be read", where=path, next="change its permissions")
     return File(str(path), _KINDS[path.suffix], path.stat().st_size)
 
 
