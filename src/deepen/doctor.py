@@ -14,14 +14,14 @@ from deepen.host import colon_fields, host_memory
 
 _PACKAGES = (
     "deepen", "numpy", "huggingface_hub", "torch", "transformers", "accelerate", "safetensors", "gguf", "xllamacpp",
-    "matplotlib",
+    "matplotlib", "datasets", "peft",
 )  # fmt: skip
 
 # What people want to do, the packages it takes, and the extra that installs them
 _ABILITIES = {
     "plan, scale, verify": ((), ""),
     "scale --to hf": (("gguf", "torch", "transformers"), "run"),
-    "pretrain, instruct": (("torch", "transformers", "matplotlib"), "train"),
+    "pretrain, instruct, align": (("torch", "transformers", "matplotlib"), "train"),
     "evaluate": (("torch", "transformers"), "evaluate"),
     "export": (("gguf", "torch", "transformers", "xllamacpp"), "run"),
     "generate with transformers": (("torch", "transformers"), "run"),

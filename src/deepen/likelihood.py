@@ -285,8 +285,9 @@ def _has_plain_head(model: Any) -> bool:
         if plain:
             seen: list[Tensor] = []
             hook = head.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+            some = torch.arange(4, device=model.device)[None]  # a padding token alone would have logits of zero
             with torch.no_grad():
-                logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False).logits
+                logits = model(input_ids=some, use_cache=False).logits
             hook.remove()
             plain = len(seen) == 1 and torch.equal(seen[0], logits)
         _plain_heads[model] = plain

@@ -341,3 +341,136 @@ def test_too_little_disk_is_refused_before_anything_is_loaded(
         fit(model, tmp_path / "out", text, save_every=5)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=29 * parameters))
     fit(model, tmp_path / "out", text, save_every=5)
+
+
+# What learns, whom from, and beside whom --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(model: Path, tmp_path: Path) -> Path:
+    """Layers 0, 1, 0, 1 of the two-layer base: positions 2 and 3 are added."""
+    from deepen.scale import scale
+
+    return scale(model, tmp_path / "deep", layers="0:2,0:2", identity_init=True)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    one, other = weights_of(before), weights_of(after)
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def test_only_added_layers_learn_when_asked(deep: Path, text: Path, tmp_path: Path) -> None:
+    out = fit(deep, tmp_path / "out", text, train="repeated")
+    moved = changed(deep, out)
+    assert {name.split(".")[2] for name in moved} == {"2", "3"}
+    assert "model.layers.3.self_attn.q_proj.weight" in moved
+    assert metrics(out)[-1]["validation_loss"] < metrics(out)[0]["validation_loss"]
+    per_layer = sum(tensor.numel() for name, tensor in weights_of(deep).items() if ".layers.2." in name)
+    assert read_manifest(out)["results"]["learned_parameters"] == 2 * per_layer
+    assert read_manifest(out)["plan"] == read_manifest(deep)["plan"], "the next stage knows them too"
+
+
+def test_the_frozen_layers_before_the_first_that_learns_have_no_graph(deep: Path, text: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from deepen.train.learns import prepare
+
+    network = AutoModelForCausalLM.from_pretrained(deep)
+    network, _ = prepare(network, "repeated", read_manifest(deep)["plan"], new_factor=1.0, rank=16, seed=0)
+    seen: dict[int, bool] = {}
+    for place, layer in enumerate(network.model.layers):
+        layer.register_forward_hook(lambda _m, _i, out, place=place: seen.update({place: out.requires_grad}))
+    network(input_ids=torch.ones(1, 8, dtype=torch.long))
+    assert seen == {0: False, 1: False, 2: True, 3: True}
+
+
+def test_adapters_are_merged_back_into_plain_weights(deep: Path, text: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    held_out = write_text(tmp_path / "held_out.txt", 300, seed=1)
+    out = fit(deep, tmp_path / "out", text, train="lora", lora_rank=4, validation=held_out)
+    linear = {name for name in weights_of(deep) if name.endswith("_proj.weight")}
+    assert changed(deep, out) <= linear, "an adapter on a projection, and nothing else"
+    assert len(changed(deep, out)) == len(linear) == 4 * 7
+    assert metrics(out)[-1]["validation_loss"] < metrics(out)[0]["validation_loss"]
+    windows = np.frombuffer(held_out.read_bytes(), dtype=np.uint8)[:128].astype(np.int64).reshape(-1, 32) + 1
+    from deepen.likelihood import window_losses
+
+    loss = window_losses(AutoModelForCausalLM.from_pretrained(out), torch.from_numpy(windows)).mean().item()
+    assert metrics(out)[-1]["validation_loss"] == pytest.approx(loss, rel=1e-5), "merged, it is what was measured"
+    sizes = [tensor.shape for name, tensor in weights_of(deep).items() if name in linear]
+    assert read_manifest(out)["results"]["learned_parameters"] == sum(4 * sum(shape) for shape in sizes)
+
+
+def test_an_interrupted_run_with_adapters_continues(deep: Path, text: Path, tmp_path: Path) -> None:
+    options = {"train": "lora", "new_layer_learning_rate": None}
+    undisturbed = fit(deep, tmp_path / "a", text, **options)
+    interrupt(deep, tmp_path / "b", text, after=8, save_every=5, **options)
+    resumed = fit(deep, tmp_path / "b", text, save_every=5, **options)
+    assert (resumed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_new_layers_may_learn_at_another_rate(deep: Path, text: Path, tmp_path: Path) -> None:
+    """With a rate of almost nothing for the old layers, only the new ones move visibly."""
+    out = fit(deep, tmp_path / "out", text, learning_rate=1e-12, new_layer_learning_rate=1e-2, tokens=128)
+    one, other = weights_of(deep), weights_of(out)
+    for name in one:
+        moved = (one[name] - other[name]).abs().max().item()
+        assert (moved > 1e-3) == (".layers.2." in name or ".layers.3." in name), name
+
+
+def test_the_control_is_the_base_trained_alone(model: Path, deep: Path, text: Path, tmp_path: Path) -> None:
+    """Found in the manifest, trained on the same rows, logged beside, and only once if the run is interrupted."""
+    out = fit(deep, tmp_path / "out", text, control=True)
+    alone = fit(model, tmp_path / "alone", text)
+    rows = metrics(out, timed=False)
+    beside = [{key: value for key, value in row.items() if key != "run"} for row in rows if row.get("run") == "control"]
+    assert beside == metrics(alone, timed=False)
+    results = read_manifest(out)["results"]
+    assert results["control_validation_perplexity"] == beside[-1]["validation_perplexity"]
+    assert results["base_validation_perplexity"] == beside[0]["validation_perplexity"]
+    assert "after the same training" in (out / "README.md").read_text()
+    without = fit(deep, tmp_path / "without", text)
+    assert weights_of(out).keys() == weights_of(without).keys()
+    assert not changed(without, out), "the control does not disturb the run"
+
+
+def test_a_run_with_a_control_continues_in_either(deep: Path, text: Path, tmp_path: Path) -> None:
+    undisturbed = fit(deep, tmp_path / "a", text, control=True)
+    out = tmp_path / "b"
+    interrupt(deep, out, text, after=8, save_every=5, control=True)  # in the control, which comes first
+    with pytest.raises(OptionError, match="seed was 0, is 1"):
+        fit(deep, out, text, save_every=5, control=True, seed=1)
+    resumed = fit(deep, out, text, save_every=5, control=True)
+    assert metrics(resumed, timed=False) == metrics(undisturbed, timed=False)
+    assert not changed(undisturbed, resumed)
+
+
+def test_it_ends_when_the_base_is_reached(model: Path, text: Path, tmp_path: Path) -> None:
+    better = fit(model, tmp_path / "better", text)
+    out = fit(model, tmp_path / "out", text, base=better, until_recovered=True, tokens=40 * 64, every=1, schedule="constant")
+    rows = [row for row in metrics(out) if "validation_loss" in row]
+    level = read_manifest(out)["results"]["base_validation_perplexity"]
+    assert rows[-1]["validation_perplexity"] <= level < rows[-2]["validation_perplexity"]
+    assert rows[-1]["step"] < 40
+    assert read_manifest(out)["results"]["recovery"]["recovered"]
+    with pytest.raises(OptionError, match="--until-recovered: the base is not known"):
+        fit(model, tmp_path / "no", text, until_recovered=True)
+
+
+def test_a_teacher_of_another_vocabulary_or_a_layer_that_nobody_added_is_refused(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    other = write_checkpoint(tmp_path / "other", vocab_size=300)
+    with pytest.raises(OptionError, match="--teacher"):
+        fit(model, tmp_path / "out", text, teacher=other)
+    for wrong in ({"train": "repeated"}, {"new_layer_learning_rate": 1e-3}):
+        with pytest.raises(OptionError, match="knows no layer that a plan repeats"):
+            fit(model, tmp_path / "out", text, **wrong)
+    with pytest.raises(OptionError, match="--control"):
+        fit(model, tmp_path / "out", text, control=True)

@@ -31,6 +31,20 @@ def added_layers(plan: Mapping[str, Any] | None) -> list[int]:
     return [position for position, layer in enumerate(layers) if layer in layers[:position]]
 
 
+def check_added(plan: Mapping[str, Any] | None, *, train: str, new_rate: float | None) -> None:
+    """Refuse options about the layers that a plan added where there are none.
+
+    Raises:
+        OptionError: names the option.
+    """
+    if not added_layers(plan) and (train == "repeated" or new_rate is not None):
+        raise OptionError(
+            "the model's manifest knows no layer that a plan repeats",
+            where="--train repeated" if train == "repeated" else "--new-layer-learning-rate",
+            next="make the model with `deepen scale`, or train all weights",
+        )
+
+
 def prepare(
     model: Any, train: str, plan: Mapping[str, Any] | None, *, new_factor: float, rank: int, seed: int
 ) -> tuple[Any, list[Learner]]:
@@ -49,18 +63,9 @@ def prepare(
         The model, and what learns in it.
 
     Raises:
-        OptionError: an unknown choice; or no layer is repeated, and one is asked about.
         MissingDependencyError: adapters are wanted, and peft is not installed.
     """
-    if train not in CHOICES:
-        raise OptionError(f"{train!r} is no choice", where="--train", next=f"use {', '.join(CHOICES)}")
     added = set(added_layers(plan))
-    if not added and (train == "repeated" or new_factor != 1):
-        raise OptionError(
-            "the model's manifest knows no layer that a plan repeats",
-            where="--train repeated" if train == "repeated" else "--new-layer-learning-rate",
-            next="make the model with `deepen scale`, or train all weights",
-        )
     if train == "lora":
         model = _with_adapters(model, rank, seed)
         return model, [Learner([parameter for parameter in model.parameters() if parameter.requires_grad])]

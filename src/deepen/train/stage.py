@@ -141,10 +141,14 @@ def run_stage(
     ranks.join(device)
     source = open_trainable(resolve(model))
     plan = _plan_of(source.path)
+    learns.check_added(plan, train=shared["train"], new_rate=shared["new_layer_learning_rate"])
     base = _find_base(source.path, shared, needed=shared["control"])
     teacher = None if shared["teacher"] is None else open_trainable(resolve(shared["teacher"]))
     check_disk(out, disk_bytes(source, states=1 + shared["keep"]))
-    lesson = prepare(Words(source), torch.device(device))
+    words = Words(source)
+    if teacher is not None:
+        _check_teacher(words, Words(teacher), teacher)
+    lesson = prepare(words, torch.device(device))
     warmup_steps(shared["warmup"], lesson.steps)  # refused before anything is begun, as is what follows
     carbon_grams(None, shared["grid_factor"])
     check_memory(source, _setup(lesson, shared, plan, teacher, device), device=device)
@@ -315,6 +319,15 @@ def weights_hash(source: Checkpoint) -> str:
     """One hash for all weights."""
     files = sorted({tensor.file for tensor in source.tensors.values()})
     return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
+
+
+def _check_teacher(words: Words, others: Words, teacher: Checkpoint) -> None:
+    if words.vocabulary != others.vocabulary or words.tokenizer.get_vocab() != others.tokenizer.get_vocab():
+        raise OptionError(
+            f"the teacher {teacher.path} has other tokens than the model",
+            where="--teacher",
+            next="take the model that this one was made from",
+        )
 
 
 def _setup(
