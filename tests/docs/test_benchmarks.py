@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from trainable import write_checkpoint, write_text
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -62,3 +64,26 @@ def test_a_wrong_tensor_is_noticed(tmp_path, monkeypatch):
     assert len(planned) == 48 * 9 + 3
     assert not benchmark.is_right(source, planned)
     assert benchmark.is_right(source, hashes)
+
+
+def test_the_smallest_tokenising_benchmark_runs_and_reports(tmp_path):
+    model = write_checkpoint(tmp_path / "model")
+    (tmp_path / "text").mkdir()
+    write_text(tmp_path / "text" / "a.txt", 20_000)
+    arguments = [str(model), "--text", str(tmp_path / "text"), "--size", "300kB", "--json"]
+    folders = ["--work", str(tmp_path / "scratch"), "--results", str(tmp_path / "results")]
+    run = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "tokenise.py"), *arguments, *folders], capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert result["right"] is True
+    small = (tmp_path / "text" / "a.txt").stat().st_size
+    for row in result["runs"]:  # the tokens are bytes
+        large = "large" in row["name"] or "again" in row["name"]
+        assert row["bytes"] == row["tokens"] == (300_000 // small * small if large else small)
+    assert result["ratios"]["open_corpus / naive loop"] == (
+        result["best"]["open_corpus"]["bytes_per_second"] / result["best"]["naive loop"]["bytes_per_second"]
+    )
+    assert [file.suffix for file in sorted((tmp_path / "results").iterdir())] == [".json", ".md"]
+    assert list((tmp_path / "scratch").iterdir()) == []  # nothing large is left

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ from deepen.errors import DataError
 
 Ids = NDArray[np.integer[Any]]
 _RUN = 32  # so many tokens in a row must be the same where two pieces are joined
-_BATCH = 1 << 21  # characters that are tokenised at once
+_BATCH = 1 << 20  # characters that are tokenised at once
 
 
 class Encoded(NamedTuple):
@@ -129,16 +131,30 @@ def tokenise(pieces: Iterable[Piece], encoder: Encoder, *, skip: int = 0) -> Ite
 
 
 def _encoded(pieces: Iterable[Piece], encoder: Encoder) -> Iterator[tuple[Piece, Encoded]]:
+    # the tokenizer itself uses all cores; the second thread works on words while the first waits for it
+    threads = 1 if encoder.whole else 2
+    with ThreadPoolExecutor(threads) as pool:
+        under_way: deque[tuple[list[Piece], Future[list[Encoded]]]] = deque()
+        for batch in _batches(pieces):
+            under_way.append((batch, pool.submit(encoder.encode, batch)))
+            if len(under_way) > threads:
+                first, encoded = under_way.popleft()
+                yield from zip(first, encoded.result(), strict=True)
+        for first, encoded in under_way:
+            yield from zip(first, encoded.result(), strict=True)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece.text)
         if size >= _BATCH:
-            yield from zip(batch, encoder.encode(batch), strict=True)
+            yield batch
             batch, size = [], 0
     if batch:
-        yield from zip(batch, encoder.encode(batch), strict=True)
+        yield batch
 
 
 def _whole(pieces: Iterable[Piece]) -> Iterator[Piece]:

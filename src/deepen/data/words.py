@@ -17,8 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-_LONGEST = 64  # characters of a word that is remembered
-_MOST = 1 << 18  # words that are remembered at once: some 50 MB
+_MOST = 1 << 21  # characters of words that are remembered at once: with their tokens some 50 MB
 _SPARSE = 64  # a text with fewer spaces than one per so many characters is not cut into words
 # a word and the white space before it; it goes on over other white space than a space unless it ends with a letter or digit
 _WITH_SPACE = re.compile(r"\s*\S+(?:(?<![^\W_])[^\S ]\s*\S*)*|\s+")
@@ -116,19 +115,22 @@ def fits(rule: Rule, text: str) -> bool:
 
 
 def remembering(rule: Rule, encode: Callable[[list[str]], list[bytes]]) -> Callable[[Sequence[str]], list[Words]]:
-    """A function from texts to their words and, for each of these, its tokens as bytes; it asks `encode` once for each word."""
-    known: dict[str, bytes] = {}
+    """A function from texts to their words and, for each of these, its tokens as bytes; it asks `encode` once for each word.
+
+    Threads may call it at the same time.
+    """
+    memory: list[dict[str, bytes]] = [{}]
+    characters = 0
 
     def words_of(texts: Sequence[str]) -> list[Words]:
+        nonlocal characters
+        if characters > _MOST:
+            memory[0], characters = {}, 0
+        known = memory[0]  # another thread may begin anew
         cut = [rule.cut(text) for text in texts]
-        if len(known) > _MOST:
-            known.clear()
         new = list(set().union(*cut).difference(known))
+        characters += sum(map(len, new))
         known.update(zip(new, encode(new), strict=True))
-        found = [Words(words, [known[word] for word in words]) for words in cut]
-        for word in new:
-            if len(word) > _LONGEST:
-                del known[word]
-        return found
+        return [Words(words, list(map(known.__getitem__, words))) for words in cut]
 
     return words_of
