@@ -120,6 +120,14 @@ def test_weights_gradients_and_moments(folder: Path) -> None:
     assert said(ranks=4) == 4 * whole
     assert said(train="lora", ranks=4) == said(train="lora")
     assert said(ranks=4, neighbours=2) == 8 * whole
+    parts = training_bytes(source, Setup(256, accumulates=False))
+    assert parts["weights, gradients, optimizer"] == 12 * whole
+    assert said(accumulates=False) + said_rest(source) == 16 * whole  # gradients outweigh what few activations there are
+
+
+def said_rest(source: Any) -> int:
+    parts = training_bytes(source, Setup(8))
+    return sum(value for name, value in parts.items() if name != "weights, gradients, optimizer")
 
 
 def test_a_teacher_is_counted(folder: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Setup:
     Attributes:
         sequence_length: tokens of a row.
         micro_batch: rows that go through the model at once; of pairs, both answers count.
+        accumulates: whether a step has several micro-batches, so that gradients are there while activations are.
         train: which weights learn: `all`, `repeated` or `lora`.
         repeated: the layers that `repeated` trains, by their positions; empty for a model that repeats none.
         lora_rank: of the adapters of `lora`.
@@ -42,6 +43,7 @@ class Setup:
 
     sequence_length: int
     micro_batch: int = 1
+    accumulates: bool = True
     train: str = "all"
     repeated: tuple[int, ...] = ()
     lora_rank: int = LORA_RANK
@@ -79,12 +81,15 @@ def training_bytes(source: Checkpoint, setup: Setup, device: str = "cpu") -> dic
     cast = _BFLOAT16 if setup.precision == "bfloat16" else 0
     activations = _activations(sizes, setup, tokens)
     head = _head(facts.head_parameters, sizes, setup, tokens, kind)
+    gaps = int(_GAPS.get(kind, _GAPS["cuda"]) * (activations + head))
     per_process = {
         "weights, gradients, optimizer": (FLOAT32_ADAMW * learned + _FLOAT32 * frozen) // shards,
         "activations": activations,
         "output head": head,
-        "gaps": int(_GAPS.get(kind, _GAPS["cuda"]) * (activations + head)),
+        "gaps": gaps,
     }
+    if not setup.accumulates:  # gradients come as activations go
+        per_process["weights, gradients, optimizer"] -= min(_FLOAT32 * learned // shards, activations + head + gaps)
     if shards > 1:  # a layer, and the one after it, are whole while they compute; so are their gradients
         per_process["gathered layers"] = (cast or _FLOAT32) * (4 * max(layers) + 2 * rest)
     elif cast:
@@ -142,8 +147,8 @@ def _smaller(setup: Setup) -> Iterator[Setup]:
     sparing = replace(setup, activation_checkpointing=True)
     rows = [setup.micro_batch >> halvings for halvings in range(1, setup.micro_batch.bit_length())]
     yield sparing
-    yield from (replace(each, micro_batch=count) for each in (setup, sparing) for count in rows)
-    least = replace(sparing, micro_batch=1)
+    yield from (replace(each, micro_batch=count, accumulates=True) for each in (setup, sparing) for count in rows)
+    least = replace(sparing, micro_batch=1, accumulates=True) if rows else sparing
     for train in ("repeated", "lora"):
         if setup.train != train and (train != "repeated" or setup.repeated):
             yield from (replace(each, train=train) for each in (setup, sparing, least))
