@@ -2,7 +2,7 @@
 
     python recipes/prepare_demo.py && python benchmarks/demo.py
 
-runs `recipes/smollm2-cpu.yaml`, then trains the base itself on the same tokens with the same settings (the control), and writes
+runs `recipes/smollm2-cpu.yaml` with SOLAR's plain copies (`--set deeper.identity_init=false`), then trains the base itself on the same tokens with the same settings (the control), and writes
 `benchmarks/results/demo-DATE.{md,json}` and `docs/recovery.png`. About 6 minutes on 2 cores; 5 GB of disk.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
     """Run the recipe and the control, and write the results."""
     shutil.rmtree(RUNS, ignore_errors=True)
     start = time.monotonic()
-    run = json.loads(deepen("run", RECIPE, "--out", str(RUNS), "--json"))
+    run = json.loads(deepen("run", RECIPE, "--set", "deeper.identity_init=false", "--out", str(RUNS), "--json"))
     seconds = time.monotonic() - start
     stages = {stage["name"]: stage for stage in run["stages"]}
     deepen(*control_command(stages["healed"]["command"], str(RUNS / "base-hf"), RUNS / "control"))

@@ -19,7 +19,7 @@ from deepen.data.text import IGNORED
 from deepen.errors import OptionError
 
 # logits that exist at once: a piece that stays in a CPU's cache, or one that fills a GPU
-CPU_LOGITS, GPU_LOGITS = 2**23, 2**27
+CPU_LOGITS, GPU_LOGITS = 2**24, 2**27
 _plain_heads: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -217,19 +217,17 @@ def _losses_and_slopes(
     hidden: Tensor, weight: Tensor, targets: Tensor, places: Tensor, taught: Any, dtype: torch.dtype, result: Tensor
 ) -> Tensor:
     """Write the losses of some places into `result`; returns their gradients with respect to the logits."""
-    logits = (hidden @ weight.t()).float()
+    logs = (hidden @ weight.t()).float().log_softmax(1)
     index = targets[:, None]
-    log_norms = logits.logsumexp(1, keepdim=True)
-    token = (log_norms - logits.gather(1, index))[:, 0]
+    token = -logs.gather(1, index)[:, 0]
     result[places, 1] = token
     if taught is None:
         result[places, 0] = token
-        slopes = logits.sub_(log_norms).exp_()
+        slopes = logs.exp_()
         share = 0.0
     else:
         states, matrix, share = taught
         wanted = functional.log_softmax((states[places].to(dtype) @ matrix.to(dtype).t()).float(), dim=1)
-        logs = logits.sub_(log_norms)
         divergence = (wanted.exp() * (wanted - logs)).sum(1)
         result[places, 0] = (1 - share) * token + share * divergence
         slopes = logs.exp_().sub_(wanted.exp_(), alpha=share)
