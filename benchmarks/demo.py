@@ -2,9 +2,9 @@
 
     python recipes/prepare_demo.py && python benchmarks/demo.py
 
-runs `recipes/smollm2-cpu.yaml` with SOLAR's plain copies (`--set deeper.identity_init=false`), then trains the base itself on the
-same tokens with the same settings (the control), and writes `benchmarks/results/demo-DATE.{md,json}` and `docs/recovery.png`.
-About 6 minutes on 2 cores; 5 GB of disk.
+runs `recipes/smollm2-cpu.yaml` with SOLAR's plain copies (`--set deeper.identity_init=false`), then trains the base itself on
+the same tokens with the same settings (the control), and writes `benchmarks/results/demo-DATE.{md,json}` and
+`docs/recovery.png`. About 6 minutes on 2 cores; 5 GB of disk.
 """
 
 from __future__ import annotations
