@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "preference" / "ultrafeedback" / "train_clean.jsonl"
 RUNS = HERE / "work" / "align"
 PAIRS, MEASURED, APART = 64, 48, 3
-OPTIONS = {"beta": "0.1", "learning-rate": "2e-5", "epochs": "1", "batch-rows": "4", "sequence-length": "768", "every": "8"}
+OPTIONS = {"beta": "0.1", "learning-rate": "2e-5", "epochs": "1", "batch-rows": "4", "sequence-length": "768", "every": "16"}
 
 
 def deepen(*words: str) -> str:
