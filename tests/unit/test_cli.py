@@ -26,6 +26,7 @@ VERBS = {
     "merge": (build.merge, "deepen.merge", "merge"),
     "pretrain": (train.pretrain, "deepen.train.pretrain", "pretrain"),
     "instruct": (train.instruct, "deepen.train.instruct", "instruct"),
+    "align": (train.align, "deepen.train.align", "align"),
     "evaluate": (judge.evaluate, "deepen.evaluate", "evaluate"),
     "generate": (use.generate, "deepen.generate", "generate"),
     "export": (use.export, "deepen.export", "export"),
@@ -93,11 +94,27 @@ def test_help_of_every_verb_imports_nothing_heavy(verb: str) -> None:
     assert f"Usage: deepen {verb}" in done.stdout
 
 
+def arguments(function):
+    """The parameters of a verb; the stages of training take those that they share as `**shared`."""
+    from deepen.train.options import DEFAULTS
+
+    own = dict(inspect.signature(function).parameters)
+    if "shared" not in own:
+        return own
+    del own["shared"]
+    differ = {"learning_rate", "every"}  # each stage has its own default
+    kind = inspect.Parameter.KEYWORD_ONLY
+    empty = inspect.Parameter.empty
+    return own | {
+        key: inspect.Parameter(key, kind, default=empty if key in differ else value) for key, value in DEFAULTS.items()
+    }
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
     command, module, name = VERBS[verb]
     function = getattr(importlib.import_module(module), name)
-    takes = inspect.signature(function).parameters
+    takes = arguments(function)
     plan_options = {"drop", "layers", "repeat", "expand", "plan", "identity_init"} if verb == "plan" else set()
     for option, parameter in inspect.signature(command).parameters.items():
         if option in {"json", "context"} or (verb == "plan" and option in {"output", "overwrite"}):
@@ -106,7 +123,9 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
         if option not in takes or parameter.default is inspect.Parameter.empty:
             continue
         default = takes[option].default
-        if default is inspect.Parameter.empty:  # generate's prompt, which may come from stdin
+        if option in {"learning_rate", "every"} and default is inspect.Parameter.empty:
+            assert parameter.default > 0
+        elif default is inspect.Parameter.empty:  # generate's prompt, which may come from stdin
             assert parameter.default is None
         elif isinstance(parameter.default, list):
             assert tuple(parameter.default) == tuple(default)
@@ -119,7 +138,7 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
 @pytest.mark.parametrize("verb", STAGES)
 def test_options_of_a_stage_are_the_arguments_of_the_python_function(verb: str) -> None:
     _, module, name = VERBS[verb]
-    takes = set(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    takes = set(arguments(getattr(importlib.import_module(module), name)))
     options = set(STAGES[verb].model_fields) - {"stage", "name", "from_"}
     assert options <= takes
     left_out = {"model", "out", "overwrite", "resume", "on_text", "stop"}

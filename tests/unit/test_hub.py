@@ -118,7 +118,7 @@ def test_a_hub_that_fails_on_the_way_is_exit_code_3(hub, tmp_path):
 def test_a_full_disk_is_not_taken_for_the_network(monkeypatch):
     import deepen.checkpoint.hub as module
 
-    monkeypatch.setattr(module, "_reachable", lambda: True)
+    monkeypatch.setattr(module, "reachable", lambda: True)
     with pytest.raises(OSError, match="full"), module._hub("org/model"):
         raise OSError(28, "the disk is full")
 
