@@ -125,7 +125,8 @@ def test_a_batch_of_pairs_is_what_trl_computes(
     loss, gradients, logged = by_deepen(policy, reference, some, **options)
     expected, theirs, theirs_logged = by_trl(policy, reference, some, tmp_path, **config)
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert logged == pytest.approx(theirs_logged, rel=1e-5, abs=1e-5)
+    # a reward is the difference of two sums of some hundred nats, whose last bits in float32 are 1e-5
+    assert logged == pytest.approx(theirs_logged, rel=1e-5, abs=5e-5)
     assert gradients.keys() == theirs.keys()
     for name, gradient in gradients.items():
         assert torch.linalg.vector_norm(gradient) > 0
