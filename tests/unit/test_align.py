@@ -440,7 +440,8 @@ def test_the_verb_on_the_command_line(model: Path, sets: dict[str, Path], tmp_pa
     done = subprocess.run([*run, "--overwrite"], capture_output=True, text=True, check=False, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["data", "easy.json", "hard.json", str(tmp_path / "out")]
+    assert [line.split()[0] for line in lines[-4:]] == ["data", "easy.json", "hard.json", str(tmp_path / "out")]
+    assert lines[0].startswith("parameters learned")
     bad = write(tmp_path / "bad.json", [{"prompt": "a", "chosen": "b"}])
     words = ["align", model, tmp_path / "b", "--data", bad, "--sequence-length", "64", "--template", "solar"]
     done = subprocess.run([sys.executable, "-m", "deepen", *map(str, words)], capture_output=True, text=True, check=False)
