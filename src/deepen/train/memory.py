@@ -18,8 +18,10 @@ from deepen.units import format_bytes
 
 _FLOAT32, _BFLOAT16 = 4, 2
 _MOST_RANKS = 4096
-# what comes and goes leaves gaps: measured with glibc on CPUs, where it is the largest error; a guess for CUDA's own allocator
+# what comes and goes leaves gaps: measured with glibc on CPUs, where they are the largest error, larger with adapters, which
+# make many short-lived tensors; a guess for CUDA's own allocator
 _GAPS = {"cpu": 0.5, "cuda": 0.1}
+_ADAPTER_GAPS = {"cpu": 1.5, "cuda": 0.1}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def training_bytes(source: Checkpoint, setup: Setup, device: str = "cpu") -> dic
     cast = _BFLOAT16 if setup.precision == "bfloat16" else 0
     activations = _activations(sizes, setup, tokens)
     head = _head(facts.head_parameters, sizes, setup, tokens, kind)
-    gaps = int(_GAPS.get(kind, _GAPS["cuda"]) * (activations + head))
+    shares = _ADAPTER_GAPS if setup.train == "lora" else _GAPS
+    gaps = int(shares.get(kind, shares["cuda"]) * (activations + head))
     per_process = {
         "weights, gradients, optimizer": (FLOAT32_ADAMW * learned + _FLOAT32 * frozen) // shards,
         "activations": activations,
