@@ -3,7 +3,10 @@
 import importlib
 import importlib.util
 import json
+import shutil
+import struct
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,15 @@ import torch
 from gguf import GGUFReader, dequantize
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from deepen.checkpoint import open_checkpoint
 from deepen.checkpoint.gguf import open_gguf
+from deepen.cli import run_program
 from deepen.engine.libllama import window_log_likelihoods
 from deepen.engine.llamacpp import LlamacppEngine
 from deepen.errors import Refuted
 from deepen.export import check_export, export
+from deepen.export.forward import next_token_log_probabilities
+from deepen.export.llama import read_shape
 from deepen.export.sentencepiece import read_pieces
 from deepen.export.texts import TEXTS
 from exportable import (
@@ -118,6 +125,17 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path, variant):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_reference_of_the_check_is_what_transformers_computes(tmp_path, variant):
+    folder = write_checkpoint(tmp_path / "model", **VARIANTS[variant])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = torch.log_softmax(model(torch.tensor([WINDOWS[0]])).logits[0], -1).numpy()
+    checkpoint = open_checkpoint(folder)
+    found = next_token_log_probabilities(checkpoint, read_shape(checkpoint), WINDOWS[0])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("variant", ["llama3", "linear", "yarn"])
 def test_those_scores_would_show_a_missing_rope_scaling(tmp_path, variant):
     folder = write_checkpoint(tmp_path / "model", **VARIANTS[variant])
@@ -133,6 +151,24 @@ def test_rounded_formats_stay_close(tmp_path, checkpoint, quantize, tolerance):
     out = export(checkpoint, tmp_path / "model.gguf", quantize=quantize)
     for found, wanted in zip(window_log_likelihoods(out, WINDOWS), log_likelihoods(checkpoint), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("quantize", ["Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_mixed_formats_are_read_by_gguf_and_llama_cpp(tmp_path, quantize, tied, capsys):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    folder = write_checkpoint(tmp_path / "model", tie_word_embeddings=tied, **sizes)
+    out = export(folder, tmp_path / "model.gguf", quantize=quantize)
+    kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(out).tensors)
+    more = 1 + 2 * 4  # the output; attn_v and ffn_down of layers 0, 3, 6, 7
+    usual = {"Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q4_0": "Q4_0"}[quantize]
+    matrices = 8 * 7 + (1 if tied else 2)
+    sixes = {"Q6_K": matrices, "Q4_0": 1}.get(quantize, more)
+    assert kinds == Counter({"F32": 17}) + Counter({usual: matrices - sixes}) + Counter({"Q6_K": sixes})
+    assert (
+        GGUFReader(out).fields["general.file_type"].contents() == {"Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15, "Q4_0": 2}[quantize]
+    )
+    assert "not checked" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("quantize", ["F32", "F16", "BF16", "Q8_0"])
@@ -201,7 +237,7 @@ def test_each_known_splitting_rule_gives_the_same_tokens(tmp_path, name, capsys)
     write_byte_level(folder, regex_style(pattern), ignore_merges=ignore_merges)
     out = export(folder, tmp_path / "m.gguf")
     assert open_gguf(out).get("tokenizer.ggml.pre") == name
-    assert f"token ids of {len(TEXTS) + 4} texts" in capsys.readouterr().err
+    assert f"token ids of {len(TEXTS) + 5} texts" in capsys.readouterr().err
 
 
 def test_gpt2_rule(tmp_path):
@@ -216,8 +252,21 @@ def test_texts_are_composed():
 def test_says_what_was_checked(tmp_path, checkpoint, capsys):
     export(checkpoint, tmp_path / "m.gguf")
     message = capsys.readouterr().err
-    assert f"checked: 30 tensors, it loads in llama.cpp, token ids of {len(TEXTS) + 4} texts, the chat prompt" in message
+    tokens = f"token ids of {len(TEXTS) + 5} texts"
+    ran = f"30 tensors, it loads in llama.cpp, its stop tokens end an answer, {tokens}, the chat prompt"
+    assert f"checked: {ran}, the likeliest next token (128 of 128 the same, KL 0.0000 nats)" in message
     assert "not checked" not in message
+
+
+def test_json_says_what_was_written_and_how_close_it_is(tmp_path, checkpoint, capsys):
+    out = tmp_path / "m.gguf"
+    assert run_program(["export", str(checkpoint), str(out), "--quantize", "q8_0", "--ollama", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["out", "quantize", "bytes", "seconds", "check", "modelfile"]
+    assert (result["out"], result["quantize"], result["bytes"]) == (str(out), "Q8_0", out.stat().st_size)
+    assert result["modelfile"] == str(tmp_path / "m.Modelfile")
+    assert (result["check"]["differences"], result["check"]["positions"]) == ([], 128)
+    assert 0 <= result["check"]["divergence"]
 
 
 def test_says_what_could_not_be_checked(tmp_path, capsys):
@@ -248,7 +297,10 @@ def damaged(exported, tmp_path, old, new):
 
 
 def test_check_finds_nothing_in_a_sound_file(checkpoint, exported):
-    assert check_export(checkpoint, exported) == []
+    check = check_export(checkpoint, exported)
+    assert check.differences == []
+    assert (check.positions, check.agreement) == (128, 1.0)
+    assert 0 <= check.divergence < 1e-3
 
 
 def test_check_finds_swapped_rows(checkpoint, exported, tmp_path):
@@ -256,7 +308,7 @@ def test_check_finds_swapped_rows(checkpoint, exported, tmp_path):
     first, second = (slice(tensor.offset + row * 256, tensor.offset + row * 256 + 256) for row in (2, 3))
     data[first], data[second] = data[second], data[first]
     (tmp_path / "damaged.gguf").write_bytes(data)
-    (difference,) = check_export(checkpoint, tmp_path / "damaged.gguf")
+    (difference,) = check_export(checkpoint, tmp_path / "damaged.gguf").differences
     assert "blk.1.attn_k.weight" in difference
 
 
@@ -264,19 +316,21 @@ def test_check_finds_one_flipped_bit(checkpoint, exported, tmp_path):
     data, tensor = bytearray(exported.read_bytes()), open_gguf(exported).tensors["output_norm.weight"]
     data[tensor.offset + 40] ^= 1
     (tmp_path / "damaged.gguf").write_bytes(data)
-    (difference,) = check_export(checkpoint, tmp_path / "damaged.gguf")
+    (difference,) = check_export(checkpoint, tmp_path / "damaged.gguf").differences
     assert "output_norm.weight holds" in difference
     assert "column 10" in difference
 
 
 def test_check_finds_another_splitting_rule(checkpoint, exported, tmp_path):
-    differences = check_export(checkpoint, damaged(exported, tmp_path, b"smollm", b"falcon"))
+    differences = check_export(checkpoint, damaged(exported, tmp_path, b"smollm", b"falcon")).differences
     assert differences
     assert all(difference.startswith("the text ") for difference in differences)
 
 
 def test_check_finds_another_template(checkpoint, exported, tmp_path):
-    differences = check_export(checkpoint, damaged(exported, tmp_path, b"</s>\n{% endfor %}", b"<s>!\n{% endfor %}"))
+    differences = check_export(
+        checkpoint, damaged(exported, tmp_path, b"</s>\n{% endfor %}", b"<s>!\n{% endfor %}")
+    ).differences
     assert len(differences) == 1
     assert "the chat prompt is" in differences[0]
 
@@ -284,12 +338,25 @@ def test_check_finds_another_template(checkpoint, exported, tmp_path):
 def test_check_finds_a_file_that_llama_cpp_refuses(checkpoint, exported, tmp_path):
     differences = check_export(
         checkpoint, damaged(exported, tmp_path, b"llama.attention.head_count_kv", b"llama.attention.head_count_xx")
-    )
+    ).differences
     assert any("llama.cpp does not load it" in difference for difference in differences)
 
 
+def test_check_finds_what_no_tensor_shows(checkpoint, exported, tmp_path):
+    old = b"llama.attention.layer_norm_rms_epsilon" + struct.pack("<If", 6, 1e-6)
+    differences = check_export(checkpoint, damaged(exported, tmp_path, old, old[:-4] + struct.pack("<f", 5.0))).differences
+    assert len(differences) == 1
+    assert "the next token's distribution differs by" in differences[0]
+
+
+def test_check_finds_a_stop_token_that_does_not_stop(checkpoint, exported, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 300]}))
+    assert check_export(folder, exported).differences == ["token 300 does not end an answer in llama.cpp"]
+
+
 def test_a_wrong_rotary_order_is_refuted_and_leaves_nothing(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("deepen.export"), "interleave", lambda rows, head: rows)
+    monkeypatch.setattr(importlib.import_module("deepen.export.llama"), "interleave", lambda rows, head: rows)
     with pytest.raises(Refuted, match="attn_q"):
         export(checkpoint, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
@@ -324,7 +391,7 @@ def solar(request, tmp_path):
 
 def test_sentencepiece_gives_the_same_tokens_and_prompt(solar, tmp_path, capsys):
     out = export(solar, tmp_path / "solar.gguf", quantize="Q8_0")
-    assert f"token ids of {len(TEXTS) + 2} texts, the chat prompt" in capsys.readouterr().err
+    assert f"token ids of {len(TEXTS) + 3} texts, the chat prompt" in capsys.readouterr().err
     gguf = open_gguf(out)
     assert gguf.get("tokenizer.ggml.model") == "llama"
     scores = gguf.get("tokenizer.ggml.scores")
@@ -367,6 +434,18 @@ def test_the_real_model_continues_as_in_transformers(smollm2, tmp_path):
             assert "".join(chunk.text for chunk in chunks) == tokenizer.decode(wanted)
     finally:
         engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quantize", "divergence"), [("F16", 1e-3), ("Q8_0", 0.01), ("Q6_K", 0.02), ("Q4_K_M", 0.1), ("Q4_0", 0.3)]
+)
+def test_the_real_model_stays_itself_in_every_format(smollm2, tmp_path, quantize, divergence):
+    export(smollm2, tmp_path / "m.gguf", quantize=quantize)
+    check = json.loads((tmp_path / "m.gguf.deepen.json").read_text())["check"]
+    assert (check["differences"], check["skipped"], check["positions"]) == ([], [], 128)
+    assert 0 <= check["divergence"] < divergence
+    assert check["agreement"] > 0.6
 
 
 @pytest.mark.slow

@@ -71,11 +71,27 @@ def generate(
 def export(
     model: options.Model,
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The new file.")],
-    quantize: Annotated[str, typer.Option(metavar="TYPE", help="Format of the matrices: F32, F16, BF16 or Q8_0.")] = "F16",
+    quantize: Annotated[str, typer.Option(metavar="TYPE", help="F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M or Q4_0.")] = "F16",
+    ollama: Annotated[bool, typer.Option("--ollama", help="Also write OUT.Modelfile, for `ollama create`.")] = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Write a checkpoint as one GGUF file, checked against its source."""
+    from deepen.checkpoint.manifest import read_manifest
     from deepen.export import export as write
 
-    print_path(write(model, out, quantize=quantize, overwrite=overwrite), json=json)
+    path = write(model, out, quantize=quantize, ollama=ollama, overwrite=overwrite)
+    if not json:
+        print_path(path, json=False)
+        return
+    made = read_manifest(path.with_name(f"{path.name}.deepen.json"))
+    print_json(
+        {
+            "out": path,
+            "quantize": made["options"]["quantize"],
+            "bytes": path.stat().st_size,
+            "seconds": made["seconds"],
+            "check": made["check"],
+            "modelfile": path.with_suffix(".Modelfile") if ollama else None,
+        }
+    )

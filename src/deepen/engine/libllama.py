@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepen.engine.process import answer, log_tail, request_from_parent, require_xllamacpp, start
+from deepen.engine.process import Child, answer, log_tail, request_from_parent, require_xllamacpp, start
 from deepen.errors import CheckpointError, DataError, DeepenError, MachineError, MissingDependencyError
 from deepen.progress import progress
 
@@ -102,7 +102,7 @@ def window_log_likelihoods(gguf: Path, windows: Sequence[Sequence[int]]) -> list
     plain = [[int(token) for token in window] for window in windows]
     results: list[list[float]] = []
     with (
-        closing(start("deepen.engine.libllama", gguf, (str(gguf), plain))) as child,
+        closing(start("deepen.engine.libllama", gguf, (str(gguf), plain, False))) as child,
         progress("Scoring in llama.cpp", sum(map(len, plain)), "tokens") as advance,
     ):
         for window in plain:
@@ -113,12 +113,29 @@ def window_log_likelihoods(gguf: Path, windows: Sequence[Sequence[int]]) -> list
     return results
 
 
+def start_distributions(gguf: Path, windows: Sequence[Sequence[int]]) -> Child:
+    """A child that answers, for each window and each of its tokens but the last, with what follows that token.
+
+    Each answer is an array of float32, the natural-log probability of every token of the vocabulary; or the child answers with
+    an error, as in `window_log_likelihoods`.
+    """
+    require_xllamacpp()
+    return start("deepen.engine.libllama", gguf, (str(gguf), [list(map(int, window)) for window in windows], True))
+
+
 def main() -> None:
-    """The child: score each window of the request and answer with its list of log-probabilities, or with an error."""
-    (path, windows), answers = request_from_parent()
+    """The child: answer with the log-probabilities of each window's tokens, or with whole distributions, or with an error."""
+    (path, windows, whole), answers = request_from_parent()
     try:
-        for row in _score(Path(path), windows):
-            answer(answers, row.tolist())
+        for window, distributions in _windows(Path(path), windows):
+            row = []
+            for following, distribution in zip(window[1:], distributions, strict=True):
+                if whole:
+                    answer(answers, distribution.astype(np.float32))
+                else:
+                    row.append(float(distribution[following]))
+            if not whole:
+                answer(answers, row)
     except DeepenError as error:
         answer(answers, error)
 
@@ -148,7 +165,8 @@ def read_metadata(gguf: Path) -> Metadata:
         library.gguf_free(file)
 
 
-def _score(gguf: Path, windows: list[list[int]]) -> Iterator[NDArray[np.float64]]:
+def _windows(gguf: Path, windows: list[list[int]]) -> Iterator[tuple[list[int], Iterator[NDArray[np.float64]]]]:
+    """Each window with the log-softmax after each of its tokens but the last."""
     library = _library()
     library.llama_backend_init()
     model = library.llama_model_load_from_file(os.fsencode(gguf), library.llama_model_default_params())
@@ -166,16 +184,18 @@ def _score(gguf: Path, windows: list[list[int]]) -> Iterator[NDArray[np.float64]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     library.llama_set_n_threads(context, threads, threads)
     memory, batch = library.llama_get_memory(context), library.llama_batch_init(_BATCH, 0, 1)
-    for window in windows:
+
+    def distributions(window: list[int]) -> Iterator[NDArray[np.float64]]:
         library.llama_memory_clear(memory, True)
-        row = np.empty(max(len(window) - 1, 0))
-        for first in range(0, len(row), _BATCH):
-            last = min(first + _BATCH, len(row))
+        for first in range(0, len(window) - 1, _BATCH):
+            last = min(first + _BATCH, len(window) - 1)
             _decode(library, context, batch, window[first:last], first)
-            for index in range(first, last):
-                logits = np.ctypeslib.as_array(library.llama_get_logits_ith(context, index - first), (vocabulary,))
-                row[index] = _log_softmax(logits.astype(np.float64))[window[index + 1]]
-        yield row
+            for index in range(last - first):
+                logits = np.ctypeslib.as_array(library.llama_get_logits_ith(context, index), (vocabulary,))
+                yield _log_softmax(logits.astype(np.float64))
+
+    for window in windows:
+        yield window, distributions(window)
 
 
 def _decode(library: ctypes.CDLL, context: int, batch: _Batch, tokens: list[int], position: int) -> None:

@@ -15,7 +15,8 @@ from gguf import GGUFWriter, RopeScalingType
 
 from deepen.checkpoint import Checkpoint, Tensor
 from deepen.errors import CheckpointError, UnsupportedModelError
-from deepen.export.quantize import Floats, read_rows
+from deepen.export.quantize import Policy, Quantization
+from deepen.export.rows import Floats, read_rows, row_blocks
 
 ARCHITECTURE = "llama"
 _FAMILIES = ("llama", "mistral")
@@ -226,9 +227,29 @@ def _graph(shape: Shape) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
         yield "lm_head.weight", "output.weight", (shape.vocabulary, hidden), 0
 
 
+def policy(shape: Shape, quantization: Quantization) -> Policy:
+    """What chooses the format of each tensor of this model."""
+    return Policy(quantization, shape.layers, shape.tied, shape.heads != shape.kv_heads)
+
+
+def pieces(part: Part) -> Iterator[tuple[Part, int, int]]:
+    """A tensor in ranges of rows that are read and converted at once (whole heads, where rows are re-ordered)."""
+    rows, columns = (1, part.shape[0]) if len(part.shape) == 1 else part.shape
+    for start, stop in row_blocks(rows, columns, part.rotary_head or 1):
+        yield part, start, stop
+
+
 def read_part(part: Part, start: int, stop: int) -> Floats:
     """Rows `start` to `stop` of a tensor in the checkpoint's order, shape (stop - start, columns); a vector is one row."""
     return read_rows(part.source, start, stop) if isinstance(part.source, Tensor) else part.source[np.newaxis]
+
+
+def written_rows(part: Part, start: int, stop: int) -> Floats:
+    """The same rows as the GGUF holds them, before rounding."""
+    values = read_part(part, start, stop)
+    if not part.rotary_head:
+        return values
+    return interleave(values.reshape(-1, part.shape[-1] if len(part.shape) > 1 else 1), part.rotary_head).reshape(values.shape)
 
 
 def interleave(rows: Floats, head: int) -> Floats:

@@ -1,27 +1,20 @@
-"""Number formats of GGUF tensors: which one a tensor gets, and rows of float32 to its bytes and back."""
+"""The formats a GGUF is written in, and which one each tensor gets: llama.cpp's own policy (`src/llama-quant.cpp`)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, quants
-from numpy.typing import NDArray
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from deepen.checkpoint import Tensor
-from deepen.errors import CheckpointError, OptionError, UnsupportedModelError
+from deepen.errors import OptionError
 
-Floats = NDArray[np.float32]
-
-_ELEMENTS = 1 << 21  # converted at once: 8 MB of float32, small enough for the cache, large enough for the disk
-_READABLE: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-    "F64": np.dtype("<f8"),
+_BLOCK = re.compile(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight")
+# what takes the place of a type whose blocks do not divide a row
+_NARROWER = {
+    GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
+    GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
 }
 
 
@@ -33,11 +26,13 @@ class Quantization:
         name: as the user types it.
         type: the format of the matrices; vectors are always float32.
         file_type: what `general.file_type` says.
+        mixed: some layers' `attn_v` and `ffn_down` are written as Q6_K (the M of Q4_K_M).
     """
 
     name: str
     type: GGMLQuantizationType
     file_type: LlamaFileType
+    mixed: bool = False
 
 
 QUANTIZATIONS = {
@@ -47,8 +42,57 @@ QUANTIZATIONS = {
         Quantization("F16", GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
         Quantization("BF16", GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
         Quantization("Q8_0", GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+        Quantization("Q6_K", GGMLQuantizationType.Q6_K, LlamaFileType.MOSTLY_Q6_K),
+        Quantization("Q5_K_M", GGMLQuantizationType.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, mixed=True),
+        Quantization("Q4_K_M", GGMLQuantizationType.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, mixed=True),
+        Quantization("Q4_0", GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
     )
 }
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What decides over the format of a tensor besides its name and shape.
+
+    Attributes:
+        quantization: the format of the file.
+        layers: depth of the model.
+        tied: there is no output matrix, so the embedding is one.
+        grouped: several query heads share a key and value head.
+    """
+
+    quantization: Quantization
+    layers: int
+    tied: bool
+    grouped: bool
+
+    def type(self, name: str, shape: tuple[int, ...]) -> GGMLQuantizationType:
+        """The format of one tensor of the GGUF; a row that no block divides becomes float16."""
+        if len(shape) == 1:
+            return GGMLQuantizationType.F32
+        chosen = self.quantization.type
+        if chosen not in _FLOATS:
+            chosen = self._mixture(name, shape[-1])
+        if not _divides(chosen, shape[-1]):
+            chosen = _NARROWER.get(chosen, GGMLQuantizationType.F16)
+        return chosen if _divides(chosen, shape[-1]) else GGMLQuantizationType.F16
+
+    def _mixture(self, name: str, columns: int) -> GGMLQuantizationType:
+        usual = self.quantization.type
+        if name == "output.weight" or (self.tied and name == "token_embd.weight"):
+            even = _divides(usual, columns) and usual != GGMLQuantizationType.Q8_0
+            return GGMLQuantizationType.Q6_K if even else GGMLQuantizationType.Q8_0
+        found = _BLOCK.fullmatch(name)
+        if found is None:
+            return usual
+        if self.quantization.mixed and _more_bits(int(found[1]), self.layers):
+            return GGMLQuantizationType.Q6_K
+        # llama.cpp takes 80 layers with grouped heads for Llama-70B, where attn_v is small and worth a bit more
+        wide = found[2] == "attn_v" and self.layers == 80 and self.grouped and usual == GGMLQuantizationType.Q4_K
+        return GGMLQuantizationType.Q5_K if wide else usual
+
+
+_FLOATS = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
 
 
 def parse_quantization(name: str) -> Quantization:
@@ -65,90 +109,12 @@ def parse_quantization(name: str) -> Quantization:
         ) from None
 
 
-def tensor_type(shape: tuple[int, ...], quantization: Quantization) -> GGMLQuantizationType:
-    """The format of one tensor: vectors stay float32, rows that a block does not divide become float16 (as in llama.cpp)."""
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    block, _ = GGML_QUANT_SIZES[quantization.type]
-    return quantization.type if shape[-1] % block == 0 else GGMLQuantizationType.F16
+def _more_bits(layer: int, layers: int) -> bool:
+    """The first and last eighth of the layers, and every third between them."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def tensor_bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
-    """Size of a tensor in that format."""
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    size: int = math.prod(shape) // block * block_bytes
-    return size
-
-
-def encode(rows: Floats, kind: GGMLQuantizationType, name: str) -> bytes:
-    """Rows of float32 as the bytes of `kind`, rounded to nearest even (Q8_0: blocks of 32 with one float16 scale).
-
-    Raises:
-        CheckpointError: a weight is infinite or no number.
-        OptionError: a weight is too large for the format.
-    """
-    if not np.isfinite(rows).all():
-        raise CheckpointError(f"tensor {name!r} holds values that are not finite", next="export a sound checkpoint")
-    if np.abs(rows).max(initial=0.0) > _LARGEST.get(kind, np.inf):
-        raise OptionError(
-            f"tensor {name!r} holds values too large for {kind.name}", where="--quantize", next="choose BF16 or F32"
-        )
-    if kind == GGMLQuantizationType.F16:
-        return rows.astype("<f2").tobytes()
-    encoded: bytes = quants.quantize(rows, kind).tobytes()
-    return encoded
-
-
-# beyond these the float16 value, or the float16 scale of a block (its largest weight / 127), would be infinite
-_LARGEST = {GGMLQuantizationType.F16: 65504.0, GGMLQuantizationType.Q8_0: 127 * 65504.0}
-
-
-def largest_error(rows: Floats, kind: GGMLQuantizationType) -> Floats:
-    """How far each decoded weight may lie from its source, by the format's definition.
-
-    Half a unit in the last place for the floats; for Q8_0 half a step (largest of the block / 127), plus what rounding the step
-    to float16 (relative 2^-11, below its normal range 2^-25 absolute) does to a level of at most 127.
-    """
-    sizes = np.abs(rows)
-    if kind == GGMLQuantizationType.F32:
-        return np.zeros_like(rows)
-    if kind == GGMLQuantizationType.F16:
-        return np.maximum(sizes * np.float32(2**-11), np.float32(2**-25))
-    if kind == GGMLQuantizationType.BF16:
-        return sizes * np.float32(2**-8)
-    blocks = sizes.reshape(*rows.shape[:-1], -1, GGML_QUANT_SIZES[kind][0])
-    step = blocks.max(axis=-1, keepdims=True) / np.float32(127)
-    bound = step * np.float32(0.5001 + 127 * 2**-11) + np.float32(127 * 2**-25)
-    return np.broadcast_to(bound, blocks.shape).reshape(rows.shape)
-
-
-def row_blocks(rows: int, columns: int, multiple: int) -> Iterator[tuple[int, int]]:
-    """Cut the rows of a matrix into ranges of bounded size, each a multiple of `multiple` rows but for the last."""
-    step = max(_ELEMENTS // columns // multiple, 1) * multiple
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def read_rows(tensor: Tensor, start: int, stop: int) -> Floats:
-    """Rows `start` to `stop` of a tensor as float32, read from disk (a vector is one row).
-
-    Raises:
-        UnsupportedModelError: the tensor is stored in a quantised or integer type.
-        CheckpointError: the file became shorter.
-    """
-    dtype = _READABLE.get(tensor.dtype)
-    if dtype is None:
-        raise UnsupportedModelError(
-            f"tensor {tensor.name!r} is stored as {tensor.dtype}, which is not read here",
-            where=tensor.file,
-            next="convert the checkpoint to BF16, F16 or F32 first",
-        )
-    columns = tensor.shape[-1]
-    count = (stop - start) * columns
-    raw = np.fromfile(tensor.file, dtype, count, offset=tensor.offset + start * columns * dtype.itemsize)
-    if raw.size != count:
-        raise CheckpointError("the file became shorter while it was read", where=tensor.file, next="run again")
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    result: Floats = raw.astype(np.float32, copy=False).reshape(stop - start, columns)
-    return result
+def _divides(kind: GGMLQuantizationType, columns: int) -> bool:
+    block: int = GGML_QUANT_SIZES[kind][0]
+    return columns % block == 0

@@ -7,6 +7,17 @@ CONVERSATION = [
     {"role": "user", "content": " Tell me a story about the universe 🌌"},
 ]
 
+PASSAGE = (
+    "The lighthouse keeper climbed the stairs every evening, when the sun was low over the bay. He carried a small can of oil "
+    "and a cloth, and he counted the steps as he went, although he had known their number for thirty years. At the top he "
+    "cleaned the glass, filled the lamp and waited. Out at sea the fishing boats turned towards the harbour one after another, "
+    "and he knew each of them by its light. When the last one had passed the rocks, he wrote the time and the weather into a "
+    "large book. Then he sat down by the window and read until midnight.\n\n"
+    "To find the area of a circle, multiply the square of its radius by pi. If the radius is 3 metres, the area is about 28.3 "
+    "square metres. The circumference of the same circle is twice the radius times pi, which is about 18.8 metres."
+)
+"""What two models are compared on: plain English, more than 128 tokens of any vocabulary."""
+
 TEXTS = (
     "Hello, world!", " leading space", "trailing space ", "two  spaces", "   three before", "tabs\tand\t\ttabs",
     "a\nb\n\nc\n\n\nd", "\n", " \n ", "line one\r\nline two", "    indented = 1", "\tif x:\n\t\treturn  2024",

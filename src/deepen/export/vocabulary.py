@@ -119,6 +119,12 @@ def write_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
         writer.add_chat_template(vocabulary.chat_template)
 
 
+def stop_tokens(folder: Path, config: Mapping[str, Any]) -> list[int]:
+    """The ids of the tokens that end an answer, by generation_config.json or else by config.json."""
+    stops = _json(folder, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
 def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     return any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
 
@@ -281,8 +287,7 @@ def _special_tokens(
         index = ids.get(text) if isinstance(text, str) else config.get(f"{role}_token_id")
         if isinstance(index, int):
             special[role] = index
-    stops = _json(folder, "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
-    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    stops = stop_tokens(folder, config)
     if special.get("eos") in stops:
         stops = [special["eos"], *(stop for stop in stops if stop != special["eos"])]
     if len(stops) > 3:

@@ -241,7 +241,8 @@ class EvaluateStage(PlannedStage):
 class ExportStage(Stage):
     """`stage: export`."""
 
-    quantize: Literal["F32", "F16", "BF16", "Q8_0"] | None = None
+    quantize: Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"] | None = None
+    ollama: bool | None = None
 
 
 class GenerateStage(PlannedStage):
