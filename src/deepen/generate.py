@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.engine import Chunk, Engine, FinishReason, Message, open_engine
+from deepen.engine import Chunk, Engine, FinishReason, Message, Prompt
 from deepen.errors import OptionError
+from deepen.prepare import open_engine
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,12 @@ def generate(
     seed: int | None = None,
     greedy: bool = False,
     stop: Sequence[str] = (),
+    json_schema: Mapping[str, Any] | None = None,
     raw: bool = False,
+    on_prompt: Callable[[str], None] | None = None,
     on_text: Callable[[str], None] | None = None,
+    context: int | None = None,
+    quantize: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
     drop: int | None = None,
@@ -60,18 +65,23 @@ def generate(
     Args:
         model: a checkpoint folder, a Hub id or a GGUF file.
         prompt: sent as a user's message through the model's chat template, if it has one.
-        engine: `llamacpp`, `transformers`, or `auto` to choose.
+        engine: `llamacpp`, `transformers`, the URL of a server of OpenAI's protocol, or `auto` to choose.
         system: a system message before the prompt; needs a chat template.
         max_new_tokens: generate at most so many, and never past the model's context.
         temperature: 0 takes the likeliest token each time; higher is more varied.
         seed: makes sampling repeatable.
         greedy: the same as temperature 0.
         stop: strings that end the answer; they are not part of it.
+        json_schema: the answer is JSON of this schema (not with the engine transformers).
         raw: continue the prompt as it stands, without the chat template.
+        on_prompt: called once with the prompt as the chat template renders it.
         on_text: called with each piece of text as it comes.
+        context: hold at most so many tokens of prompt and answer (engine llamacpp; what fits, at most 8192, unless given).
+        quantize: the format in which the engine llamacpp runs a checkpoint, such as `Q4_K_M`.
         device: where the engine transformers puts the model, such as `cpu` or `cuda:0`.
         dtype: the dtype that the engine transformers computes in, such as `float32`.
-        drop: layer plan, as in `scale`: the deepened model runs without being written. So do the next five.
+        drop: layer plan, as in `scale`: the deepened model runs without being written (llamacpp: once, into the cache). So do
+            the next five.
         layers: slices of layers.
         repeat: a range of layers to run again.
         expand: a number of new blocks.
@@ -96,13 +106,18 @@ def generate(
         }.items()
         if value is not None
     }
-    with closing(open_engine(model, engine=engine, plan=options, device=device, dtype=dtype)) as opened:
-        text = prompt if raw else _prompt(opened, prompt, system)
+    opened = open_engine(model, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize)
+    with closing(opened):
+        asked = prompt if raw else _prompt(opened, prompt, system)
+        if on_prompt is not None:
+            on_prompt(asked if isinstance(asked, str) else opened.render(asked))
         start = time.perf_counter()
         pieces: list[str] = []
         first: float | None = None
         last = Chunk("")
-        chunks = opened.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop)
+        chunks = opened.stream(
+            asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, json_schema=json_schema
+        )
         with closing(chunks):
             for last in chunks:
                 if last.text:
@@ -125,10 +140,10 @@ def generate(
     )
 
 
-def _prompt(engine: Engine, prompt: str, system: str | None) -> str:
+def _prompt(engine: Engine, prompt: str, system: str | None) -> Prompt:
     if engine.has_template:
-        messages: list[Message] = [{"role": "user", "content": prompt}]
-        return engine.render([{"role": "system", "content": system}, *messages] if system is not None else messages)
+        message: Message = {"role": "user", "content": prompt}
+        return [{"role": "system", "content": system}, message] if system is not None else [message]
     if system is not None:
         raise OptionError(
             "the model has no chat template, so it takes no system message",

@@ -117,7 +117,7 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
     takes = arguments(function)
     plan_options = {"drop", "layers", "repeat", "expand", "plan", "identity_init"} if verb == "plan" else set()
     for option, parameter in inspect.signature(command).parameters.items():
-        if option in {"json", "context"} or (verb == "plan" and option in {"output", "overwrite"}):
+        if option in {"json", "context", "file", "show_prompt"} or (verb == "plan" and option in {"output", "overwrite"}):
             continue
         assert option in takes or option in plan_options
         if option not in takes or parameter.default is inspect.Parameter.empty:
@@ -141,7 +141,7 @@ def test_options_of_a_stage_are_the_arguments_of_the_python_function(verb: str) 
     takes = set(arguments(getattr(importlib.import_module(module), name)))
     options = set(STAGES[verb].model_fields) - {"stage", "name", "from_"}
     assert options <= takes
-    left_out = {"model", "out", "overwrite", "resume", "on_text", "stop"}
+    left_out = {"model", "out", "overwrite", "resume", "on_text", "on_prompt", "stop", "json_schema"}
     assert takes - options <= left_out
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from deepen.engine import open_engine
 from deepen.engine.libllama import window_log_likelihoods
 from deepen.engine.llamacpp import LlamacppEngine
 from deepen.engine.process import start
 from deepen.engine.protocol import new_tokens
 from deepen.engine.text import Detokenizer, StopStrings
-from deepen.errors import CheckpointError, DataError, MachineError, OptionError, UnsupportedModelError
+from deepen.errors import CheckpointError, DataError, MachineError, UnsupportedModelError
+from deepen.prepare import open_engine
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TEXT = "The naïve café costs 5 €. Emoji 😀👩‍👩‍👧 and 中文, عربي; the end of the text is the end."
@@ -261,7 +261,7 @@ def test_closing_the_stream_ends_the_thread(engine):
 
 def test_an_error_while_generating_reaches_the_caller(tmp_path):
     folder = make_checkpoint(tmp_path / "small", vocabulary=64)  # the tokenizer knows ids that the model does not
-    with contextlib.closing(open_engine(folder)) as opened, pytest.raises(IndexError):
+    with contextlib.closing(open_engine(folder, engine="transformers")) as opened, pytest.raises(IndexError):
         collect(opened, TEXT)
 
 
@@ -284,7 +284,7 @@ def test_the_begin_token_is_added_once(checkpoint, tmp_path):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    with contextlib.closing(open_engine(folder)) as opened:
+    with contextlib.closing(open_engine(folder, engine="transformers")) as opened:
         words = opened.tokenize("the end")
         assert 0 not in words
         assert collect(opened, "the end")[1][-1].prompt_tokens == len(words) + 1
@@ -296,48 +296,10 @@ def test_the_chat_template_is_the_models(engine, tmp_path):
     with pytest.raises(UnsupportedModelError, match="no tools"):
         engine.render([{"role": "tool", "content": "Hi"}])
     bare = make_checkpoint(tmp_path / "bare", template=False)
-    with contextlib.closing(open_engine(bare)) as opened:
+    with contextlib.closing(open_engine(bare, engine="transformers")) as opened:
         assert not opened.has_template
         with pytest.raises(UnsupportedModelError, match="no chat template"):
             opened.render([{"role": "user", "content": "Hi"}])
-
-
-# --- choice ----------------------------------------------------------------------------------------------------------
-
-
-def test_auto_says_what_it_chose_and_why(checkpoint, capfd):
-    open_engine(checkpoint).close()
-    assert "Engine: transformers (a checkpoint folder)" in capfd.readouterr().err.splitlines()
-    open_engine(smollm2(), context=64).close()
-    assert capfd.readouterr().err == "Engine: llamacpp (a GGUF file)\n"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"engine": "vllm"}, "'vllm' is not an engine"),
-        ({"engine": "llamacpp"}, "runs GGUF files"),
-    ],
-)
-def test_a_checkpoint_folder_with_the_wrong_engine_is_refused(checkpoint, options, message):
-    with pytest.raises(OptionError, match=message):
-        open_engine(checkpoint, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"plan": {"drop": 2}}, "--drop"),
-        ({"plan": {"identity_init": True}}, "--identity-init"),
-        ({"dtype": "float16"}, "--dtype"),
-        ({"device": "cpu"}, "--device"),
-    ],
-)
-def test_what_llamacpp_cannot_do_with_a_gguf_is_refused(tmp_path, options, message):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF")
-    with pytest.raises(OptionError, match=message):
-        open_engine(path, **options)
 
 
 # --- llama.cpp -------------------------------------------------------------------------------------------------------
@@ -382,6 +344,21 @@ def test_llamacpp_stop_strings_seeds_and_whole_characters(llama):
     assert chunks[-1].finish_reason == "stop"
 
 
+def test_messages_go_through_the_template(llama, engine):
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    for opened in (llama, engine):
+        assert collect(opened, messages)[0] == collect(opened, opened.render(messages))[0]
+
+
+def test_llamacpp_answers_in_a_schema_and_transformers_says_that_it_cannot(llama, engine):
+    schema = {"type": "object", "properties": {"capital": {"enum": ["Lima", "Oslo"]}}, "required": ["capital"]}
+    text, chunks = collect(llama, [{"role": "user", "content": "The capital of Peru?"}], json_schema=schema)
+    assert json.loads(text)["capital"] in {"Lima", "Oslo"}
+    assert chunks[-1].finish_reason == "stop"
+    with pytest.raises(UnsupportedModelError, match="engine llamacpp"):
+        collect(engine, "x", json_schema=schema)
+
+
 def test_llamacpp_refuses_a_prompt_beyond_the_context_and_ends_at_it(llama):
     assert llama.context == 512
     with pytest.raises(DataError, match=r"600 tokens.*512"):
@@ -406,8 +383,8 @@ def test_llamacpp_listens_on_loopback_and_asks_for_its_key(llama):
     import urllib.error
     import urllib.request
 
-    assert llama._address.startswith("127.0.0.1:")
-    request = urllib.request.Request(f"http://{llama._address}/tokenize", b'{"content": "x"}')
+    assert llama._address.hostname == "127.0.0.1"
+    request = urllib.request.Request(f"{llama._address.geturl()}/tokenize", b'{"content": "x"}')
     with pytest.raises(urllib.error.HTTPError, match="401") as refused:
         urllib.request.urlopen(request)
     refused.value.close()

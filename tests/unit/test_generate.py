@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from deepen.cli import run_program
 from deepen.errors import CheckpointError, DataError, OptionError
 from deepen.generate import generate
 
@@ -68,7 +70,9 @@ def checkpoints(tmp_path_factory):
 
 def test_a_generation_has_the_promised_keys_and_sound_numbers(checkpoints):
     pieces: list[str] = []
-    result = generate(checkpoints["plain"], "Hello", max_new_tokens=12, greedy=True, on_text=pieces.append)
+    result = generate(
+        checkpoints["plain"], "Hello", max_new_tokens=12, greedy=True, on_text=pieces.append, engine="transformers"
+    )
     assert list(dataclasses.asdict(result)) == KEYS
     assert "".join(pieces) == result.text
     assert (result.prompt_tokens, result.completion_tokens, result.finish_reason) == (5, 12, "length")
@@ -79,7 +83,7 @@ def test_a_generation_has_the_promised_keys_and_sound_numbers(checkpoints):
 
 
 def test_the_chat_template_is_used_if_there_is_one(checkpoints):
-    options = {"max_new_tokens": 4, "greedy": True}
+    options = {"max_new_tokens": 4, "greedy": True, "engine": "transformers"}
     plain = generate(checkpoints["plain"], "[user]Hi>", **options)
     chat = generate(checkpoints["chat"], "Hi", **options)
     assert (chat.text, chat.prompt_tokens) == (plain.text, plain.prompt_tokens)
@@ -89,9 +93,9 @@ def test_the_chat_template_is_used_if_there_is_one(checkpoints):
 
 
 def test_greedy_is_temperature_zero_and_seeds_repeat(checkpoints):
-    folder = checkpoints["plain"]
-    assert generate(folder, "Hi", greedy=True).text == generate(folder, "Hi", temperature=0.0).text
-    sampled = [generate(folder, "Hi", temperature=1.5, seed=seed, max_new_tokens=20).text for seed in (7, 7, 8)]
+    folder, options = checkpoints["plain"], {"engine": "transformers", "max_new_tokens": 20}
+    assert generate(folder, "Hi", greedy=True, **options).text == generate(folder, "Hi", temperature=0.0, **options).text
+    sampled = [generate(folder, "Hi", temperature=1.5, seed=seed, **options).text for seed in (7, 7, 8)]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
@@ -119,14 +123,14 @@ def test_a_plan_runs_the_deepened_model(checkpoints):
 )
 def test_bad_options_are_refused(checkpoints, options, message):
     with pytest.raises(OptionError, match=message):
-        generate(checkpoints["plain"], "Hi", **options)
+        generate(checkpoints["plain"], "Hi", **({"engine": "transformers"} | options))
 
 
 def test_bad_prompts_and_models_are_refused(checkpoints, tmp_path):
     with pytest.raises(DataError, match=r"70 tokens.*64"):
-        generate(checkpoints["plain"], "x" * 70)
+        generate(checkpoints["plain"], "x" * 70, engine="transformers")
     with pytest.raises(DataError, match="no tokens"):
-        generate(checkpoints["plain"], "")
+        generate(checkpoints["plain"], "", engine="transformers")
     with pytest.raises(CheckpointError):
         generate(tmp_path / "nothing", "Hi")
 
@@ -142,12 +146,37 @@ def test_a_gguf_answers(capsys):
     assert "Paris" in result.text
     assert result.finish_reason == "stop"
     assert result.engine == "llamacpp"
-    assert capsys.readouterr().err == "Engine: llamacpp (a GGUF file)\n"
+    assert capsys.readouterr().err.startswith("Engine: llamacpp (a GGUF file)\nMemory: 96.6 MB weights + ")
 
 
-def test_a_plan_with_a_gguf_is_refused_for_now():
-    with pytest.raises(OptionError, match=r"--repeat[^$]*deepen scale"):
-        generate(smollm2(), "Hi", repeat="8:24")
+def test_the_prompt_is_shown_as_it_is_rendered(checkpoints):
+    shown: list[str] = []
+    options = {"max_new_tokens": 1, "greedy": True, "on_prompt": shown.append, "engine": "transformers"}
+    generate(checkpoints["chat"], "Hi", system="Be short", **options)
+    generate(checkpoints["chat"], "Hi", raw=True, **options)
+    assert shown == ["[system]Be short[user]Hi>", "Hi"]
+
+
+def test_a_schema_is_kept_to():
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bonn"]}}, "required": ["city"]}
+    assert json.loads(generate(smollm2(), "A city?", json_schema=schema, greedy=True).text)["city"] in {"Rome", "Bonn"}
+
+
+def test_the_program_reads_files_and_refuses_bad_ones(checkpoints, tmp_path, capsys):
+    model, prompt, schema = str(checkpoints["chat"]), tmp_path / "p.txt", tmp_path / "s.json"
+    prompt.write_text("Hi", encoding="utf-8")
+    words = ["generate", model, "--engine", "transformers", "--greedy", "--max-new-tokens", "2", "--file", str(prompt)]
+    assert run_program([*words, "--show-prompt"]) == 0
+    assert "[user]Hi>\n---\n" in capsys.readouterr().err
+    for content, message in (("[1]", "an object"), ("{", "JSON")):
+        schema.write_text(content)
+        assert run_program([*words, "--json-schema", str(schema)]) == 2
+        assert message in capsys.readouterr().err
+    assert run_program([*words, "--json-schema", str(tmp_path / "none")]) == 2
+    assert run_program(["generate", model, "Hi", "--file", str(prompt)]) == 2
+    prompt.write_bytes(b"\xff\xfe")
+    assert run_program(words) == 2
+    assert "UTF-8" in capsys.readouterr().err
 
 
 def test_running_a_gguf_never_imports_torch():

@@ -77,3 +77,12 @@ As = Annotated[str | None, typer.Option("--as", metavar="llama", help="Turn a Mi
 Data = Annotated[list[Path], typer.Option(metavar="PATH", help="Text: .txt, .md or .jsonl; several may follow.")]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where a checkpoint runs, such as cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="What it computes in: float32, bfloat16 or float16.")]
+Engine = Annotated[
+    str, typer.Option(metavar="NAME|URL", help="auto, llamacpp, transformers, or the URL of a server of OpenAI's protocol.")
+]
+Context = Annotated[
+    int | None, typer.Option(parser=count, metavar="N", help="Hold N tokens of prompt and answer; what fits unless given.")
+]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="The format llama.cpp runs a checkpoint in; Q8_0 unless given.")
+]

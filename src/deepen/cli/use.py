@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from deepen.cli import options
 from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_path
-from deepen.errors import OptionError, printable
+from deepen.errors import DataError, OptionError, printable
 from deepen.units import format_seconds
 
 
@@ -24,14 +24,19 @@ def register(app: typer.Typer) -> None:
 def generate(
     model: options.Model,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say; read from stdin unless given.")] = None,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="auto, llamacpp or transformers.")] = "auto",
+    file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read the prompt from a text file.")] = None,
+    engine: options.Engine = "auto",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message before the prompt.")] = None,
     max_new_tokens: Annotated[int, typer.Option(parser=count, metavar="N", help="Generate at most N tokens.")] = 256,
     temperature: Annotated[float, typer.Option(metavar="T", help="0 takes the likeliest token; higher is more varied.")] = 0.7,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End the answer here; may be given again.")] = [],  # noqa: B006
+    json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this schema.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt without the chat template.")] = False,
+    show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Print the rendered prompt on stderr.")] = False,
+    context: options.Context = None,
+    quantize: options.Quantize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     drop: options.Drop = None,
@@ -43,19 +48,20 @@ def generate(
     json: options.Json = False,
 ) -> None:
     """Ask a model once and print its answer."""
-    if prompt is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise OptionError("there is no prompt", where="PROMPT", next='write deepen generate MODEL "your question"')
-        prompt = sys.stdin.read()
     from deepen.generate import generate as answer
 
     def show(text: str) -> None:
         print(printable(text), end="", flush=True)
 
+    def show_rendered(text: str) -> None:
+        print(printable(text), end="\n---\n", file=sys.stderr)
+
     found = answer(
-        model, prompt, engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-        greedy=greedy, stop=stop, raw=raw, on_text=None if json else show, device=device, dtype=dtype, drop=drop,
-        layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init,
+        model, _prompt(prompt, file), engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
+        seed=seed, greedy=greedy, stop=stop, json_schema=None if json_schema is None else _schema(json_schema), raw=raw,
+        on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context, quantize=quantize,
+        device=device, dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
+        identity_init=identity_init,
     )  # fmt: skip
     if json:
         print_json(found)
@@ -63,9 +69,36 @@ def generate(
     print()
     print(
         f"{found.completion_tokens} tokens in {format_seconds(found.seconds)},"
-        f" {found.tokens_per_second:.1f} tokens/s ({found.finish_reason})",
+        f" {found.tokens_per_second:.1f} tokens/s, first after {format_seconds(found.first_token_seconds)}"
+        f" ({found.finish_reason})",
         file=sys.stderr,
     )
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise OptionError(
+            "the prompt comes from the command line or from a file, not from both", where="--file", next="drop one"
+        )
+    if prompt is not None:
+        return prompt
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise DataError("not a text in UTF-8", where=file, next="convert it to UTF-8") from None
+    if sys.stdin is None or sys.stdin.isatty():
+        raise OptionError("there is no prompt", where="PROMPT", next='write deepen generate MODEL "your question"')
+    return sys.stdin.read()
+
+
+def _schema(file: Path) -> dict[str, Any]:
+    from deepen.checkpoint.reader import read_json
+
+    schema = read_json(file)
+    if not isinstance(schema, dict):
+        raise DataError("a JSON schema is an object", where=file, next='such as {"type": "object", "properties": …}')
+    return schema
 
 
 def export(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepen.engine.process import Child, answer, log_tail, request_from_parent, require_xllamacpp, start
+from deepen.engine.process import Child, answer, log_tail, request_from_parent, require_xllamacpp, start, thread_count
 from deepen.errors import CheckpointError, DataError, DeepenError, MachineError, MissingDependencyError
 from deepen.progress import progress
 
@@ -181,7 +181,7 @@ def _windows(gguf: Path, windows: list[list[int]]) -> Iterator[tuple[list[int], 
     context = library.llama_init_from_model(model, parameters)
     if not context:
         raise MachineError(f"llama.cpp cannot make a context of {longest} tokens:\n{log_tail(2)}", where=gguf)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = thread_count()
     library.llama_set_n_threads(context, threads, threads)
     memory, batch = library.llama_get_memory(context), library.llama_batch_init(_BATCH, 0, 1)
 

@@ -5,18 +5,72 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from deepen.engine.http import Refusal, events, response
 from deepen.engine.llamacpp_child import Ready, Request
-from deepen.engine.process import require_xllamacpp, start
-from deepen.engine.protocol import TOP_K, TOP_P, Chunk, FinishReason, Message, new_tokens
+from deepen.engine.process import Child, require_xllamacpp, start
+from deepen.engine.protocol import TOP_K, TOP_P, Chunk, FinishReason, Message, Prompt, new_tokens
 from deepen.errors import MachineError, UnsupportedModelError
 
-_CONTEXT = 8192  # tokens, unless asked otherwise: a longer context is memory that most prompts never use
+CONTEXT = 8192
+"""Tokens, unless asked otherwise: a longer context is memory that most prompts never use."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """llama.cpp's HTTP server in a child process; `start_server` makes it and `close` ends it.
+
+    Attributes:
+        child: the process.
+        address: its URL on the loopback interface.
+        key: what it asks of every request.
+        context: tokens of each conversation.
+        has_template: whether the model brings a chat template.
+    """
+
+    child: Child
+    address: SplitResult
+    key: str
+    context: int
+    has_template: bool
+
+    def close(self) -> None:
+        """End the process."""
+        self.child.close()
+
+
+def start_server(gguf: Path, *, context: int | None = None, name: str = "", parallel: int = 1, public: bool = False) -> Server:
+    """Load a GGUF into llama.cpp's server.
+
+    Args:
+        gguf: the model file.
+        context: tokens to hold at most, for each conversation.
+        name: of the model in answers.
+        parallel: conversations at once.
+        public: with what people want of a server: the web page, metrics and embeddings.
+
+    Raises:
+        MissingDependencyError: xllamacpp is not installed.
+        CheckpointError: llama.cpp cannot load the file.
+        MachineError: llama.cpp died.
+    """
+    require_xllamacpp()
+    key = secrets.token_urlsafe()
+    request = Request(gguf, context or CONTEXT, key, name, parallel, public)
+    child = start("deepen.engine.llamacpp_child", gguf, request)
+    try:
+        ready = child.receive()
+    except BaseException:
+        child.close()
+        raise
+    assert isinstance(ready, Ready)
+    return Server(child, urlsplit(ready.address), key, ready.context, ready.has_template)
 
 
 class LlamacppEngine:
@@ -35,19 +89,15 @@ class LlamacppEngine:
     name = "llamacpp"
 
     def __init__(self, gguf: Path, *, context: int | None = None) -> None:
-        require_xllamacpp()
-        self._key = secrets.token_urlsafe()
-        self._child = start("deepen.engine.llamacpp_child", gguf, Request(gguf, context or _CONTEXT, self._key))
+        server = start_server(gguf, context=context)
+        self._child, self._address, self._key = server.child, server.address, server.key
+        self.context: int | None = server.context
+        self.has_template = server.has_template
         try:
-            ready = self._child.receive()
-            assert isinstance(ready, Ready)
-            self._address = urlsplit(ready.address).netloc
             self._bos: str = self._ask("GET", "/props")["bos_token"]
         except BaseException:
             self._child.close()
             raise
-        self.context: int | None = ready.context
-        self.has_template = ready.has_template
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised, none added."""
@@ -61,12 +111,20 @@ class LlamacppEngine:
         return prompt
 
     def stream(
-        self, prompt: str, *, max_new_tokens: int, temperature: float, seed: int | None, stop: Sequence[str]
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int | None,
+        stop: Sequence[str],
+        json_schema: Mapping[str, Any] | None = None,
     ) -> Generator[Chunk]:
-        """Generate a continuation of `prompt`, piece by piece; see `Engine.stream`."""
+        """Generate a continuation of a prompt, or an answer to messages, piece by piece; see `Engine.stream`."""
+        prompt = prompt if isinstance(prompt, str) else self.render(prompt)
         has_bos = bool(self._bos) and prompt.startswith(self._bos)
         tokens = self._tokenize(prompt, add_special=not has_bos)
-        request = {
+        request: dict[str, Any] = {
             "prompt": tokens,
             "n_predict": new_tokens(len(tokens), max_new_tokens, self.context),
             "temperature": temperature,
@@ -77,8 +135,10 @@ class LlamacppEngine:
             "stop": list(stop),
             "stream": True,
         }
-        with self._response("POST", "/completion", request) as response:
-            for event in _events(response):
+        if json_schema is not None:
+            request["json_schema"] = dict(json_schema)
+        with self._reply("POST", "/completion", request) as reply:
+            for event in events(reply):
                 if "error" in event:
                     raise MachineError(f"llama.cpp stopped: {event['error']['message']}", where=self._child.subject)
                 if event["stop"]:
@@ -99,30 +159,16 @@ class LlamacppEngine:
         return tokens
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        with self._response(method, path, body) as response:
-            reply: dict[str, Any] = json.loads(response.read())
-            return reply
+        with self._reply(method, path, body) as reply:
+            answer: dict[str, Any] = json.loads(reply.read())
+            return answer
 
     @contextmanager
-    def _response(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
-        # closing the connection early also cancels the request in the server
-        connection = http.client.HTTPConnection(self._address)
+    def _reply(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         try:
-            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
-            response = connection.getresponse()
-            if response.status != http.HTTPStatus.OK:
-                message = json.loads(response.read())["error"]["message"]
-                raise UnsupportedModelError(f"llama.cpp refused {path}: {message}", where=self._child.subject)
-            yield response
+            with response(self._address, method, path, body, key=self._key) as reply:
+                yield reply
+        except Refusal as error:
+            raise UnsupportedModelError(f"llama.cpp refused {path}: {error.message}", where=self._child.subject) from error
         except (ConnectionError, http.client.HTTPException) as error:
             raise self._child.died() from error
-        finally:
-            connection.close()
-
-
-def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    # server-sent events: one JSON object per line that starts with "data: "
-    for line in response:
-        if line.startswith(b"data: "):
-            yield json.loads(line.removeprefix(b"data: "))

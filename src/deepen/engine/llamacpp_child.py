@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.engine.libllama import read_metadata
-from deepen.engine.process import answer, log_tail, request_from_parent
+from deepen.engine.process import answer, log_tail, request_from_parent, thread_count
 from deepen.errors import CheckpointError, DeepenError
+
+_CACHE_MIB = 512  # of keys and values of earlier prompts
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,11 @@ class Request:
     """What the parent wants served."""
 
     gguf: Path
-    context: int  # tokens; the model's own context if that is shorter
+    context: int  # tokens of each conversation; the model's own context if that is shorter
     key: str  # asked of every HTTP request, so that no other user of the machine reads along
+    name: str = ""  # of the model, in answers; the file's unless given
+    parallel: int = 1  # conversations at once
+    public: bool = False  # for people: the web page, metrics and embeddings, and prompts kept for the next request
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,17 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.api_keys = [request.key]
     parameters.cors_origins = "localhost"
     parameters.endpoint_slots = False
-    parameters.ui = False
-    parameters.n_ctx = context
+    parameters.model_alias = {request.name or request.gguf.stem}  # else answers would name the file with its whole path
+    parameters.ui = parameters.endpoint_metrics = parameters.embedding = request.public
+    parameters.n_ctx = context * request.parallel
     parameters.n_predict = context
-    parameters.n_parallel = 1
-    parameters.cache_ram_mib = 0  # one conversation at a time: its prefix stays in the slot itself
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = thread_count()
+    parameters.n_parallel = request.parallel
+    if request.public:
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        # an embedding is computed in one batch
+        parameters.n_ubatch = parameters.n_batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
+    parameters.cache_ram_mib = _CACHE_MIB if request.public else 0  # alone, a conversation stays in its slot
     parameters.verbosity = 2  # errors and warnings
     try:
         server = xllamacpp.Server(parameters)

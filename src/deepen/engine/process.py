@@ -132,6 +132,14 @@ def log_tail(descriptor: int) -> str:
     return "\n".join([f"    {line.rstrip()}" for line in text.splitlines() if line.strip()][-_LOG_LINES:])
 
 
+def thread_count() -> int:
+    """Threads for llama.cpp: `OMP_NUM_THREADS` if it is set, else the cores that this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_xllamacpp() -> None:
     """Refuse early, in the parent, where xllamacpp is not installed.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from deepen.errors import DataError
 
 Message = dict[str, str]
 """One turn of a conversation: `{"role": "system" | "user" | "assistant", "content": text}`."""
+
+Prompt = str | Sequence[Message]
+"""Text that is continued as it stands, or a conversation that goes through the model's chat template."""
 
 FinishReason = Literal["stop", "length"]
 """`stop`: the model ended its answer or a stop string came; `length`: the limit or the context is reached."""
@@ -50,21 +53,30 @@ class Engine(Protocol):
         ...
 
     def stream(
-        self, prompt: str, *, max_new_tokens: int, temperature: float, seed: int | None, stop: Sequence[str]
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int | None,
+        stop: Sequence[str],
+        json_schema: Mapping[str, Any] | None = None,
     ) -> Generator[Chunk]:
-        """Generate a continuation of `prompt`, piece by piece. Closing the iterator stops the work.
+        """Generate a continuation of a prompt, or an answer to messages, piece by piece. Closing the iterator stops the work.
 
         Special tokens that the model puts before a text are added, unless the prompt starts with them already.
 
         Args:
-            prompt: plain text, or what `render` returned.
+            prompt: plain text, or a conversation.
             max_new_tokens: generate at most so many, and never past the context.
             temperature: 0 takes the likeliest token each time.
             seed: makes sampling repeatable; None draws a new one.
             stop: strings that end the answer; they are not part of it.
+            json_schema: the answer is JSON of this schema.
 
         Raises:
             DataError: the prompt is empty or fills the context.
+            UnsupportedModelError: the chat template cannot render the messages, or the engine knows no schemas.
             MachineError: the engine died.
         """
         ...

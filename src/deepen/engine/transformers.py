@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.engine.protocol import TOP_K, TOP_P, Chunk, FinishReason, Message, new_tokens
+from deepen.engine.protocol import TOP_K, TOP_P, Chunk, FinishReason, Message, Prompt, new_tokens
 from deepen.engine.text import Detokenizer, StopStrings
 from deepen.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
 
@@ -84,9 +84,23 @@ class TransformersEngine:
         return prompt
 
     def stream(
-        self, prompt: str, *, max_new_tokens: int, temperature: float, seed: int | None, stop: Sequence[str]
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int | None,
+        stop: Sequence[str],
+        json_schema: Mapping[str, Any] | None = None,
     ) -> Generator[Chunk]:
-        """Generate a continuation of `prompt`, piece by piece; see `Engine.stream`."""
+        """Generate a continuation of a prompt, or an answer to messages, piece by piece; see `Engine.stream`."""
+        if json_schema is not None:
+            raise UnsupportedModelError(
+                "the engine transformers cannot hold an answer to a JSON schema",
+                where=self._source,
+                next="use --engine llamacpp",
+            )
+        prompt = prompt if isinstance(prompt, str) else self.render(prompt)
         bos = self._tokenizer.bos_token
         tokens = self._tokenize(prompt, add_special=not (bos and prompt.startswith(bos)))
         limit = new_tokens(len(tokens), max_new_tokens, self.context)

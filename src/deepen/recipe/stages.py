@@ -251,13 +251,15 @@ class GenerateStage(PlannedStage):
     makes_model = False
 
     prompt: Annotated[str, Field(min_length=1)]
-    engine: Literal["auto", "llamacpp", "transformers"] | None = None
+    engine: str | None = None
     system: str | None = None
     max_new_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     seed: Seed | None = None
     greedy: bool | None = None
     raw: bool | None = None
+    context: Count | None = None
+    quantize: str | None = None
     device: str | None = None
     dtype: Precision | None = None
 

@@ -1,0 +1,61 @@
+"""A small HTTP client for engines behind a URL: JSON in, JSON or a stream of events out."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import SplitResult
+
+_SECONDS = 600.0  # without a byte; a long prompt on a slow machine takes minutes
+
+
+class Refusal(Exception):
+    """The server answered with an error; not for users, but for the engine that asked."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"HTTP {status}: {message}")
+        self.status, self.message = status, message
+
+
+@contextmanager
+def response(
+    address: SplitResult, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    """Send a request and give the answer to read. Leaving the block early closes the connection, which cancels the work.
+
+    Raises:
+        Refusal: the server's status is not 200.
+        OSError, http.client.HTTPException: the connection failed.
+    """
+    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    connection = kind(address.netloc, timeout=_SECONDS)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        connection.request(method, address.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
+        reply = connection.getresponse()
+        if reply.status != http.HTTPStatus.OK:
+            raise Refusal(reply.status, _message(reply.read(1 << 16)))
+        yield reply
+    finally:
+        connection.close()
+
+
+def events(reply: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a stream of server-sent events, up to its end."""
+    for line in reply:
+        data = line.removeprefix(b"data:").strip()
+        if line.startswith(b"data:") and data != b"[DONE]":
+            yield json.loads(data)
+
+
+def _message(body: bytes) -> str:
+    """What an error answer says: OpenAI's form, or whatever text there is."""
+    try:
+        content = json.loads(body)
+        error = content.get("error", content)
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        return body.decode(errors="replace").strip()[:300] or "no reason given"
