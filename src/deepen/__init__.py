@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deepen.pipeline import run
     from deepen.plan import Plan, plan
     from deepen.scale import scale
+    from deepen.serve import serve
     from deepen.train.align import align
     from deepen.train.instruct import instruct
     from deepen.train.pretrain import pretrain
@@ -40,6 +41,7 @@ __all__ = [
     "pretrain",
     "run",
     "scale",
+    "serve",
     "verify",
 ]
 _HOME = {
@@ -56,6 +58,7 @@ _HOME = {
     "pretrain": "deepen.train.pretrain",
     "run": "deepen.pipeline",
     "scale": "deepen.scale",
+    "serve": "deepen.serve",
     "verify": "deepen.verify",
 }
 

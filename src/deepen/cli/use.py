@@ -1,4 +1,4 @@
-"""Run: generate and export."""
+"""Run: generate, serve and export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from deepen.cli import options
 from deepen.cli.options import count
-from deepen.cli.printing import print_json, print_path
+from deepen.cli.printing import print_json, print_path, print_text
 from deepen.errors import DataError, OptionError, printable
 from deepen.units import format_seconds
 
@@ -18,6 +18,7 @@ from deepen.units import format_seconds
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     app.command(rich_help_panel="Run")(generate)
+    app.command(rich_help_panel="Run")(serve)
     app.command(rich_help_panel="Run")(export)
 
 
@@ -99,6 +100,55 @@ def _schema(file: Path) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise DataError("a JSON schema is an object", where=file, next='such as {"type": "object", "properties": …}')
     return schema
+
+
+def serve(
+    model: options.Model,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Listen here; any but this machine itself needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Listen on this port; 0 takes a free one.")] = 8080,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="auto or llamacpp; vllm prints its command.")] = "auto",
+    api_key: Annotated[list[str], typer.Option(metavar="KEY", help="Ask for this key; may be given again.")] = [],  # noqa: B006
+    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask for one of these keys, one a line.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate chain (PEM), for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    parallel: Annotated[int, typer.Option(metavar="N", help="Conversations at once.")] = 4,
+    context: options.Context = None,
+    quantize: options.Quantize = None,
+    max_new_tokens: Annotated[int, typer.Option(parser=count, metavar="N", help="Longest answer.")] = 2048,
+    max_body: Annotated[
+        int, typer.Option(parser=options.size, metavar="SIZE", help="Largest request; 8MB unless given.", show_default=False)
+    ] = 8_000_000,
+    max_seconds: Annotated[float, typer.Option(metavar="S", help="Longest time for an answer.")] = 600.0,
+    execute: Annotated[bool, typer.Option("--exec", help="With --engine vllm: start the command.")] = False,
+    drop: options.Drop = None,
+    layers: options.Layers = None,
+    repeat: options.Repeat = None,
+    expand: options.Expand = None,
+    plan: options.PlanFile = None,
+    identity_init: options.IdentityInit = False,
+    json: options.Json = False,
+) -> None:
+    """Serve a model: OpenAI's protocol under /v1, a web page at /, /health and /metrics."""
+    from deepen.serve import Address
+    from deepen.serve import serve as listen
+
+    def show(address: Address) -> None:
+        if json:
+            print_json(address)
+        else:
+            print_text(f"{address.url}  (web page; OpenAI's protocol: {address.url}/v1, model {address.model})")
+            if address.api_key:
+                print_text(f"api key, made for this run: {address.api_key}")
+        sys.stdout.flush()
+
+    listen(
+        model, host=host, port=port, engine=engine, api_key=api_key, api_key_file=api_key_file, tls_cert=tls_cert,
+        tls_key=tls_key, parallel=parallel, context=context, quantize=quantize, max_new_tokens=max_new_tokens,
+        max_body=max_body, max_seconds=max_seconds, execute=execute, on_ready=show, drop=drop, layers=layers, repeat=repeat,
+        expand=expand, plan=plan, identity_init=identity_init,
+    )  # fmt: skip
 
 
 def export(

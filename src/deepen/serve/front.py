@@ -1,0 +1,364 @@
+"""The door in front of llama.cpp's server: keys, origins, limits, health, metrics, and another try when the engine died.
+
+Requests are checked and written anew for the engine, and its answers are passed on as they come. Each connection carries one
+request. A client that leaves takes its request along: the engine's slot is free at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import ssl
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from deepen.engine.llamacpp import Server
+from deepen.errors import DeepenError, printable
+
+_HEAD_BYTES = 32 << 10
+_HEAD_SECONDS = 30.0
+_PIECE = 64 << 10
+_POLLS = 30
+_LINGER_SECONDS = 2.0
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_COMPLETIONS = {"/v1/chat/completions", "/v1/completions", "/chat/completions", "/completions", "/completion", "/v1/responses"}
+_POSTS = _COMPLETIONS | {"/v1/embeddings", "/embeddings", "/tokenize", "/detokenize", "/apply-template"}
+_GETS = {"/v1/models", "/models", "/props"}
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+_KEPT = {"content-type", "content-length", "transfer-encoding", "content-encoding", "cache-control", "etag"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may take.
+
+    Attributes:
+        new_tokens: longest answer; longer ones that are asked for are cut to it.
+        body_bytes: largest request.
+        seconds: longest time from a request to the end of its answer.
+    """
+
+    new_tokens: int
+    body_bytes: int
+    seconds: float
+
+
+@dataclass
+class Front:
+    """The state of a running server.
+
+    Args:
+        start: starts the engine; called in a thread, and once more if it dies.
+        limits: what a request may take.
+        keys: any of them opens the door; with none it is open.
+        loopback: it listens on the loopback interface only.
+    """
+
+    start: Callable[[], Server]
+    limits: Limits
+    keys: tuple[str, ...]
+    loopback: bool
+    engine: Server | None = None
+    failure: DeepenError | None = None
+    restarts: int = 0
+    running: int = 0
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def load(self) -> None:
+        """Start the engine; until then requests are answered with 503."""
+        self.engine = await asyncio.to_thread(self.start)
+
+    async def revive(self, dead: Server) -> None:
+        """Start the engine again after it died, once."""
+        async with self.lock:
+            if self.engine is not dead:
+                return  # another request has seen to it
+            for _ in range(_POLLS):  # its connections end a moment before it does
+                if dead.child.process.poll() is not None:
+                    break
+                await asyncio.sleep(0.1)
+            else:
+                return  # it lives, and broke off for another reason
+            self.engine = None
+            error = await asyncio.to_thread(dead.child.died)
+            print(f"error: {error}", file=sys.stderr)
+            dead.close()
+            if self.restarts:
+                self.failure = error
+                return
+            self.restarts += 1
+            print("The engine is started again, this once.", file=sys.stderr)
+            try:
+                await self.load()
+            except DeepenError as again:
+                self.failure = again
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the one request of a connection."""
+        self.running += 1
+        reply = _Reply(writer)
+        path = "?"
+        try:
+            async with asyncio.timeout(_HEAD_SECONDS):
+                method, target, headers = await _head(reader)
+            path = urlsplit(target).path
+            reply.origin = self._check_origin(headers)
+            async with asyncio.timeout(self.limits.seconds):
+                await self._answer(method, target, headers, reader, reply)
+        except TimeoutError:
+            reply.error(HTTPStatus.GATEWAY_TIMEOUT, f"the answer took longer than {self.limits.seconds:g} seconds", "timeout")
+        except _Refused as refused:
+            reply.error(refused.status, str(refused), refused.kind)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            reply.status = 499  # the client left
+        finally:
+            self.running -= 1
+            known = path in _POSTS | _GETS | {"/health", "/metrics", "/"}
+            self.answered[path if known else "other", reply.status] += 1
+            await _finish(reader, writer, linger=400 <= reply.status < 499)
+
+    def _check_origin(self, headers: Mapping[str, str]) -> str | None:
+        """The origin that may read the answer. Pages of other sites, and names that point here, are turned away."""
+        origin = headers.get("origin")
+        own = headers.get("host", "")
+        if origin and urlsplit(origin).hostname not in _LOOPBACK and (not own or urlsplit(origin).netloc != own):
+            raise _Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+        if self.loopback and urlsplit(f"//{own}").hostname not in _LOOPBACK:
+            raise _Refused(HTTPStatus.FORBIDDEN, "this server is for this machine alone")
+        return origin
+
+    async def _answer(
+        self, method: str, target: str, headers: Mapping[str, str], reader: asyncio.StreamReader, reply: _Reply
+    ) -> None:
+        path = urlsplit(target).path
+        if method == "OPTIONS":
+            return reply.json(HTTPStatus.NO_CONTENT, None)
+        if path in {"/health", "/v1/health"} and method == "GET":
+            return self._health(reply)
+        static = method == "GET" and path not in _GETS | {"/metrics"} and not path.startswith("/v1/")
+        if not static:
+            self._check_key(headers)
+        if path == "/metrics":
+            return reply.text(await self._metrics())
+        if not static and path not in (_POSTS if method == "POST" else _GETS if method == "GET" else ()):
+            known = path in _POSTS | _GETS
+            status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
+            raise _Refused(status, f"there is no {method} {path} here", "not_found_error")
+        body = await self._body(path, headers, reader) if method == "POST" else b""
+        engine = self._engine()
+        # the engine itself says which of its files anyone may see
+        request = _request(method, target, headers, body, engine, key=None if static else engine.key)
+        return await self._relay(engine, request, reader, reply)
+
+    def _engine(self) -> Server:
+        if self.engine is not None:
+            return self.engine
+        if self.failure is not None:
+            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"the engine died: {self.failure.what}", "server_error")
+        raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded", "unavailable_error")
+
+    def _check_key(self, headers: Mapping[str, str]) -> None:
+        given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
+        if self.keys and not any(hmac.compare_digest(given.encode(), key.encode()) for key in self.keys):
+            raise _Refused(HTTPStatus.UNAUTHORIZED, "a key is needed: Authorization: Bearer …", "authentication_error")
+
+    async def _body(self, path: str, headers: Mapping[str, str], reader: asyncio.StreamReader) -> bytes:
+        length = headers.get("content-length", "")
+        if not length.isdecimal():
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
+        if int(length) > self.limits.body_bytes:
+            largest = self.limits.body_bytes
+            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the request has {length} bytes; at most {largest} are taken")
+        body = await reader.readexactly(int(length))
+        if path not in _COMPLETIONS:
+            return body
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not valid JSON") from None
+        if not isinstance(content, dict):
+            raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
+        return json.dumps(content | self._length(content)).encode()
+
+    def _length(self, content: Mapping[str, Any]) -> dict[str, int]:
+        """How long an answer may be: as asked for, but never without an end and never above the limit."""
+        asked = {name: content[name] for name in _LENGTHS if content.get(name) is not None} or {"max_tokens": -1}
+        return {
+            name: min(value, self.limits.new_tokens) if type(value) is int and value >= 0 else self.limits.new_tokens
+            for name, value in asked.items()
+        }
+
+    def _health(self, reply: _Reply) -> None:
+        if self.engine is not None:
+            return reply.json(HTTPStatus.OK, {"status": "ok"})
+        state = "the engine died" if self.failure else "loading model"
+        return reply.json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": state})
+
+    async def _metrics(self) -> str:
+        lines = ["# HELP deepen_requests_total Requests answered.", "# TYPE deepen_requests_total counter"]
+        lines += [
+            f'deepen_requests_total{{path="{path}",status="{status}"}} {count}'
+            for (path, status), count in sorted(self.answered.items())
+        ]
+        lines += ["# HELP deepen_requests_running Requests at work.", "# TYPE deepen_requests_running gauge"]
+        lines += [f"deepen_requests_running {self.running - 1}"]
+        lines += ["# HELP deepen_engine_restarts_total Restarts after a crash.", "# TYPE deepen_engine_restarts_total counter"]
+        lines += [f"deepen_engine_restarts_total {self.restarts}", ""]
+        text = "\n".join(lines)
+        if self.engine is None:
+            return text
+        request = _request("GET", "/metrics", {}, b"", self.engine, key=self.engine.key)
+        try:
+            up_reader, up_writer = await _open(self.engine)
+            up_writer.write(request)
+            _, _, body = (await up_reader.read()).partition(b"\r\n\r\n")
+            up_writer.close()
+        except ConnectionError:
+            return text
+        return text + body.decode(errors="replace")
+
+    async def _relay(self, engine: Server, request: bytes, client: asyncio.StreamReader, reply: _Reply) -> None:
+        """Pass a request on and its answer back; the client's leaving ends both."""
+        try:
+            up_reader, up_writer = await _open(engine)
+        except ConnectionError:
+            asyncio.get_running_loop().create_task(self.revive(engine)).add_done_callback(_report)
+            raise _Refused(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error") from None
+        leaving = asyncio.ensure_future(client.read(1))
+        passing = asyncio.ensure_future(_pass_on(up_reader, up_writer, request, reply))
+        try:
+            await asyncio.wait({leaving, passing}, return_when=asyncio.FIRST_COMPLETED)
+            if not passing.done():
+                raise ConnectionResetError
+            if not passing.result():
+                asyncio.get_running_loop().create_task(self.revive(engine)).add_done_callback(_report)
+                reply.error(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error")
+        finally:
+            for task in (leaving, passing):
+                task.cancel()
+                with suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
+                    await task
+            up_writer.close()
+
+
+class _Refused(Exception):
+    def __init__(self, status: HTTPStatus, message: str, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status, self.kind = status, kind
+
+
+class _Reply:
+    """The answer of a connection: its head is sent once; after that an error can only be told inside a stream."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.writer = writer
+        self.origin: str | None = None
+        self.status = 0
+        self.chunked = False
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
+        self.status, self.chunked = status, headers.get("transfer-encoding") == "chunked"
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Connection: close", "X-Content-Type-Options: nosniff"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if self.origin:
+            allowed = {"Origin": self.origin, "Headers": "authorization, content-type, x-api-key", "Methods": "GET, POST"}
+            lines += [f"Access-Control-Allow-{name}: {value}" for name, value in allowed.items()] + ["Vary: Origin"]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
+
+    def json(self, status: HTTPStatus, content: object) -> None:
+        body = b"" if content is None else json.dumps(content).encode()
+        self.head(status, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+        self.writer.write(body)
+
+    def text(self, text: str) -> None:
+        body = text.encode()
+        self.head(HTTPStatus.OK, {"Content-Type": "text/plain; version=0.0.4", "Content-Length": str(len(body))})
+        self.writer.write(body)
+
+    def error(self, status: HTTPStatus, message: str, kind: str) -> None:
+        content = {"error": {"message": message, "type": kind, "code": int(status)}}
+        if not self.status:
+            self.json(status, content)
+        elif self.chunked:
+            event = f"data: {json.dumps(content)}\n\n".encode()
+            self.writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n0\r\n\r\n")
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
+    """Method, target and headers (names in lower case) of a request."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except asyncio.LimitOverrunError:
+        raise _Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head of the request is too long") from None
+    first, *lines = head.split("\r\n")
+    words = first.split(" ")
+    sound = len(words) == 3 and words[1].startswith("/") and words[1].isascii() and words[1].isprintable()
+    if not sound or not words[2].startswith("HTTP/1."):
+        raise _Refused(HTTPStatus.BAD_REQUEST, "not an HTTP request")
+    pairs = (line.partition(":") for line in lines if line)
+    return words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def _request(method: str, target: str, headers: Mapping[str, str], body: bytes, engine: Server, *, key: str | None) -> bytes:
+    """A request for the engine, of nothing but what was checked."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {engine.address.netloc}", "Connection: close"]
+    lines += [f"Authorization: Bearer {key}"] if key else []
+    lines += [f"Content-Type: application/json\r\nContent-Length: {len(body)}"] if method == "POST" else []
+    lines += ["Accept-Encoding: gzip"] if "gzip" in headers.get("accept-encoding", "") and method == "GET" else []
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body
+
+
+async def _open(engine: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    assert engine.address.hostname is not None
+    return await asyncio.open_connection(engine.address.hostname, engine.address.port, limit=_HEAD_BYTES)
+
+
+async def _pass_on(up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, request: bytes, reply: _Reply) -> bool:
+    """Send a request and stream its answer to the client. False if the engine broke off."""
+    try:
+        up_writer.write(request)
+        head = (await up_reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return False
+    first, *lines = head.split("\r\n")
+    pairs = (line.partition(":") for line in lines if line)
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    reply.head(int(first.split(" ")[1]), {name: value for name, value in headers.items() if name in _KEPT})
+    left, tail = int(headers.get("content-length", 0)), b""
+    try:
+        while piece := await up_reader.read(_PIECE):
+            tail, left = (tail + piece)[-8:], left - len(piece)
+            reply.writer.write(piece)
+            await reply.writer.drain()
+    except ConnectionResetError:
+        if reply.writer.is_closing():
+            raise
+        return False
+    return tail.endswith(b"0\r\n\r\n") if reply.chunked else left <= 0
+
+
+async def _finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, linger: bool) -> None:
+    """Close a connection. A client that was refused may still be sending; if it were cut off, it could miss the reason."""
+    with suppress(ConnectionError, ssl.SSLError, TimeoutError):
+        async with asyncio.timeout(_HEAD_SECONDS):
+            await writer.drain()
+        if linger:
+            if writer.can_write_eof():
+                writer.write_eof()
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while await reader.read(_PIECE):
+                    pass
+    writer.close()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        print(f"error: {printable(error)}", file=sys.stderr)
