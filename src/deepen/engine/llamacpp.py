@@ -32,6 +32,7 @@ class Server:
         key: what it asks of every request.
         context: tokens of each conversation.
         has_template: whether the model brings a chat template.
+        uses_gpu: whether this build of llama.cpp computes on a GPU.
     """
 
     child: Child
@@ -39,6 +40,7 @@ class Server:
     key: str
     context: int
     has_template: bool
+    uses_gpu: bool
 
     def close(self) -> None:
         """End the process."""
@@ -70,7 +72,7 @@ def start_server(gguf: Path, *, context: int | None = None, name: str = "", para
         child.close()
         raise
     assert isinstance(ready, Ready)
-    return Server(child, urlsplit(ready.address), key, ready.context, ready.has_template)
+    return Server(child, urlsplit(ready.address), key, ready.context, ready.has_template, ready.uses_gpu)
 
 
 class LlamacppEngine:
@@ -93,6 +95,7 @@ class LlamacppEngine:
         self._child, self._address, self._key = server.child, server.address, server.key
         self.context: int | None = server.context
         self.has_template = server.has_template
+        self.uses_gpu: bool | None = server.uses_gpu
         try:
             self._bos: str = self._ask("GET", "/props")["bos_token"]
         except BaseException:

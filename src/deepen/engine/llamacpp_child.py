@@ -32,6 +32,7 @@ class Ready:
     address: str
     context: int
     has_template: bool
+    uses_gpu: bool
 
 
 def main() -> None:
@@ -79,4 +80,6 @@ def _serve(request: Request) -> tuple[object, Ready]:
             where=request.gguf,
             next="check that the file is complete, and that its architecture is one that llama.cpp knows",
         ) from None
-    return server, Ready(server.listening_address, context, metadata.has_template)
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    uses_gpu = any(device["type"] != cpu for device in xllamacpp.get_device_info())
+    return server, Ready(server.listening_address, context, metadata.has_template, uses_gpu)

@@ -34,6 +34,7 @@ class OpenAIEngine:
     name = "openai"
     context: int | None = None
     has_template = True
+    uses_gpu: bool | None = None
 
     def __init__(self, url: str, model: str) -> None:
         self._url = urlsplit(url if urlsplit(url).path.rstrip("/") else url.rstrip("/") + "/v1")
