@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deepen.cli import options
+from deepen.cli.batch import batch
 from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_path, print_text
 from deepen.errors import DataError, OptionError, printable
@@ -19,6 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     app.command(rich_help_panel="Run")(generate)
     app.command(rich_help_panel="Run")(serve)
+    app.command(rich_help_panel="Run")(batch)
     app.command(rich_help_panel="Run")(export)
 
 

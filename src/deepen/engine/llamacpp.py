@@ -47,7 +47,16 @@ class Server:
         self.child.close()
 
 
-def start_server(gguf: Path, *, context: int | None = None, name: str = "", parallel: int = 1, public: bool = False) -> Server:
+def start_server(
+    gguf: Path,
+    *,
+    context: int | None = None,
+    name: str = "",
+    parallel: int = 1,
+    public: bool = False,
+    threads: int | None = None,
+    alike: bool = False,
+) -> Server:
     """Load a GGUF into llama.cpp's server.
 
     Args:
@@ -56,6 +65,8 @@ def start_server(gguf: Path, *, context: int | None = None, name: str = "", para
         name: of the model in answers.
         parallel: conversations at once.
         public: with what people want of a server: the web page, metrics and embeddings.
+        threads: to compute with; as many as `OMP_NUM_THREADS` says or there are cores unless given.
+        alike: one of several servers of the same file, which shall hold its weights once.
 
     Raises:
         MissingDependencyError: xllamacpp is not installed.
@@ -64,7 +75,7 @@ def start_server(gguf: Path, *, context: int | None = None, name: str = "", para
     """
     require_xllamacpp()
     key = secrets.token_urlsafe()
-    request = Request(gguf, context or CONTEXT, key, name, parallel, public)
+    request = Request(gguf, context or CONTEXT, key, name, parallel, public, threads, alike)
     child = start("deepen.engine.llamacpp_child", gguf, request)
     try:
         ready = child.receive()

@@ -23,6 +23,8 @@ class Request:
     name: str = ""  # of the model, in answers; the file's unless given
     parallel: int = 1  # conversations at once
     public: bool = False  # for people: the web page, metrics and embeddings, and prompts kept for the next request
+    threads: int | None = None  # to compute with; `thread_count()` unless given
+    alike: bool = False  # one of several processes that run the same file: its weights are held once
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.ui = parameters.endpoint_metrics = parameters.embedding = request.public
     parameters.n_ctx = context * request.parallel
     parameters.n_predict = context
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = thread_count()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request.threads or thread_count()
+    parameters.no_extra_bufts = request.alike  # weights in another order would be a copy of one's own
     parameters.n_parallel = request.parallel
     if request.public:
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
