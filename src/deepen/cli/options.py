@@ -83,6 +83,9 @@ Engine = Annotated[
 Context = Annotated[
     int | None, typer.Option(parser=count, metavar="N", help="Hold N tokens of prompt and answer; what fits unless given.")
 ]
+Draft = Annotated[
+    str | None, typer.Option(metavar="MODEL|ngram|auto", help="Let it guess the next tokens; auto keeps it if it is faster.")
+]
 Quantize = Annotated[
     str | None, typer.Option(metavar="TYPE", help="The format llama.cpp runs a checkpoint in; Q8_0 unless given.")
 ]
