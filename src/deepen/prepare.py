@@ -25,6 +25,7 @@ from deepen.errors import (
     UnsupportedModelError,
     printable,
 )
+from deepen.model import BITS
 from deepen.plan import describe, parse_plan
 from deepen.units import format_bytes
 
@@ -89,10 +90,11 @@ def open_engine(
         model: a checkpoint folder, a Hub id or a GGUF file; a model's name there if `engine` is a URL.
         engine: `llamacpp`, `transformers`, the URL of a server of OpenAI's protocol, or `auto` to choose.
         plan: plan options (`drop`, `layers`, …): the deepened model runs without being written (llamacpp: once, to the cache).
-        device: where `transformers` puts the model, such as `cpu` or `cuda:0`.
+        device: where `transformers` puts the model, such as `cpu` or `cuda:0`; `auto` for GPUs and main memory together.
         dtype: the dtype that `transformers` computes in, such as `float32`.
         context: hold at most so many tokens (`llamacpp`; default: the model's context, at most 8192).
-        quantize: the format in which `llamacpp` runs a checkpoint, such as `Q4_K_M` (default: `Q8_0`).
+        quantize: the format in which `llamacpp` runs a checkpoint, such as `Q4_K_M` (default: `Q8_0`); `transformers` has
+            `4bit` and `8bit`.
         draft: what guesses the next tokens: a model of the same vocabulary, `ngram` for the text so far, or `auto` for the base
             of the model if it is known, else `ngram`.
 
@@ -130,13 +132,14 @@ def open_engine(
         parallel = 2 if draft == AUTO else 1
         gguf, tokens = prepare_gguf(path, plan=plan, quantize=quantize, context=context, parallel=parallel, draft=guess)
         return LlamacppEngine(gguf, context=tokens, draft=guess)
-    refuse("the engine transformers", context=context, quantize=quantize)
+    refuse("the engine transformers", context=context, quantize=None if quantize in BITS else quantize)
     from deepen.engine.transformers import TransformersEngine
 
     _say(chosen, reason)
-    if path.is_dir() and (device or "cpu") == "cpu":
+    if path.is_dir() and (device or "cpu") == "cpu" and quantize is None:
         _require(_memory(path, plan, 0, guess), path, "export it: --engine llamacpp --quantize Q4_K_M")
-    return TransformersEngine(model, plan=plan, device=device or _gpu_device(reason), dtype=dtype, draft=guess)
+    device = device or _gpu_device(reason)
+    return TransformersEngine(model, plan=plan, device=device, dtype=dtype, quantize=quantize, draft=guess)
 
 
 def prepare_gguf(
@@ -208,7 +211,7 @@ def choose(
     if path.is_file():
         return "llamacpp", "a GGUF file"
     if quantize:
-        return "llamacpp", f"--quantize {quantize}"
+        return "transformers" if quantize in BITS else "llamacpp", f"--quantize {quantize}"
     if device or dtype:
         return "transformers", "--device" if device else "--dtype"
     if plan:

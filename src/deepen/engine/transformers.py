@@ -29,8 +29,9 @@ class TransformersEngine:
     Args:
         model: a checkpoint folder, a Hub id or a GGUF file (which is decoded).
         plan: plan options for a virtual deepened model.
-        device: such as `cpu` or `cuda:0`.
+        device: such as `cpu` or `cuda:0`; `auto` for GPUs and main memory together.
         dtype: such as `float32`.
+        quantize: `4bit` or `8bit`.
         draft: a model that guesses the next tokens, or `ngram` for the text so far.
 
     Raises:
@@ -47,6 +48,7 @@ class TransformersEngine:
         plan: Mapping[str, Any] | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
         draft: Path | str | None = None,
     ) -> None:
         for package in ("torch", "transformers"):
@@ -59,7 +61,7 @@ class TransformersEngine:
         from deepen.model import load
 
         self._source = model
-        self._model, tokenizer = load(model, plan or None, dtype=dtype, device=device)
+        self._model, tokenizer = load(model, plan or None, dtype=dtype, device=device, quantize=quantize)
         if tokenizer is None:
             raise CheckpointError("the model has no tokenizer", where=model, next="add the tokenizer files of its base")
         self._tokenizer = tokenizer
