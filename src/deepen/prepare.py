@@ -185,6 +185,13 @@ def prepare_gguf(
     return gguf, tokens
 
 
+def conversations(gguf: Path, context: int, most: int) -> int:
+    """How many conversations of `context` tokens fit into memory at once: `most`, or a half, a quarter … of it, but one."""
+    while most > 1 and (memory := _memory(gguf, None, context * most)) and memory.needed_bytes > memory.free_bytes:
+        most //= 2
+    return most
+
+
 def refuse(what: str, **options: object) -> None:
     """Refuse options that mean nothing to `what`.
 
