@@ -67,8 +67,7 @@ def load(
     path = resolve(model)
     if path.is_file():
         return _load_gguf(path, plan, dtype, device, quantize)
-    checkpoint = open_checkpoint(path)
-    stack, _ = read_architecture(checkpoint)
+    read_architecture(open_checkpoint(path))
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise OptionError(f"dtype {dtype!r} is unknown", next="choose float32, bfloat16 or float16")
     options: dict[str, Any] = {"dtype": dtype or "auto", "local_files_only": True}
@@ -96,9 +95,21 @@ def load(
             next="check it with `deepen plan`, or update transformers",
         ) from error
     base = base.eval() if "device_map" in options else base.to(device or "cpu").eval()
-    if plan is not None:
-        base = _virtual(base, checkpoint.config, stack, _plan(plan, stack.num_hidden_layers), path)
-    return base, tokenizer
+    return base if plan is None else deepened(base, path, plan), tokenizer
+
+
+def deepened(base: PreTrainedModel, folder: Path, plan: Plan | Mapping[str, Any] | str) -> PreTrainedModel:
+    """The deepened model over the weights of a loaded base, which stays what it is.
+
+    Args:
+        base: the model.
+        folder: the checkpoint that it was loaded from.
+        plan: as in `load`.
+    """
+    checkpoint = open_checkpoint(folder)
+    stack, _ = read_architecture(checkpoint)
+    model: PreTrainedModel = _virtual(base, checkpoint.config, stack, _plan(plan, stack.num_hidden_layers), folder)
+    return model
 
 
 def _load_gguf(

@@ -137,7 +137,8 @@ def open_engine(
 
     _say(chosen, reason)
     if path.is_dir() and (device or "cpu") == "cpu" and quantize is None:
-        _require(_memory(path, plan, 0, guess), path, "export it: --engine llamacpp --quantize Q4_K_M")
+        beside = None if guess == path else guess  # a base shares its weights with its deepened self
+        _require(_memory(path, plan, 0, beside), path, "export it: --engine llamacpp --quantize Q4_K_M")
     device = device or _gpu_device(reason)
     return TransformersEngine(model, plan=plan, device=device, dtype=dtype, quantize=quantize, draft=guess)
 

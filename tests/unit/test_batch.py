@@ -123,6 +123,10 @@ def test_answers_are_those_of_the_engine(gguf, tmp_path):
     with contextlib.closing(LlamacppEngine(gguf)) as engine:
         chat = "".join(c.text for c in engine.stream(lines[0]["body"]["messages"], max_new_tokens=12, **options))
         text = "".join(c.text for c in engine.stream("the other", max_new_tokens=20, **options))
+    types = pytest.importorskip("openai").types
+    types.chat.ChatCompletion.model_validate(answers["chat"]["response"]["body"], strict=True)
+    types.Completion.model_validate(answers["text"]["response"]["body"], strict=True)
+    types.CreateEmbeddingResponse.model_validate(answers["vector"]["response"]["body"], strict=True)
     assert text_of(answers["chat"]) == text_of(answers["system"]) == chat
     assert text_of(answers["text"]) == text
     assert text.startswith(text_of(answers["stop"]))

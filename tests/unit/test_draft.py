@@ -104,6 +104,16 @@ def test_auto_in_transformers_and_over_a_plan(folders, ggufs, capsys):
     assert capsys.readouterr().err.count("Draft: ") == 2
 
 
+def test_a_base_and_its_deepened_self_share_their_weights(folders):
+    from deepen.engine.transformers import TransformersEngine
+
+    with contextlib.closing(TransformersEngine(folders["base"], plan={"repeat": "1:3"}, draft=folders["base"])) as engine:
+        deep, base = ({each.data_ptr() for each in model.parameters()} for model in (engine._model, engine._draft))
+        assert base == deep
+        assert len(engine._model.model.layers) == 5
+        assert len(engine._draft.model.layers) == 3
+
+
 def test_the_base_of_a_deepened_model_is_found_by_its_manifests(ggufs, folders, tmp_path):
     assert find_base(ggufs["deep"]) == ggufs["base"]
     assert find_base(ggufs["deeper"]) == ggufs["deep"]

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.checkpoint import resolve
 from deepen.engine.draft import NGRAM
 from deepen.engine.protocol import TOP_K, TOP_P, Chunk, FinishReason, Message, Prompt, new_tokens
 from deepen.engine.text import Detokenizer, StopStrings
@@ -58,22 +59,26 @@ class TransformersEngine:
                 )
         from transformers import GenerationConfig
 
-        from deepen.model import load
+        from deepen.model import deepened, load
 
         self._source = model
-        self._model, tokenizer = load(model, plan or None, dtype=dtype, device=device, quantize=quantize)
+        # a base that drafts for its deepened self shares its weights
+        base = draft if plan and isinstance(draft, Path) and draft.is_dir() and draft == resolve(model) else None
+        self._model, tokenizer = load(model, None if base else plan or None, dtype=dtype, device=device, quantize=quantize)
         if tokenizer is None:
             raise CheckpointError("the model has no tokenizer", where=model, next="add the tokenizer files of its base")
         self._tokenizer = tokenizer
         ends = self._model.generation_config.eos_token_id
         self._ends: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        self._draft: PreTrainedModel | str | None = None if isinstance(draft, Path) else draft
+        if base is not None and plan:
+            self._model, self._draft = deepened(self._model, base, plan), self._model
+        elif isinstance(draft, Path):
+            self._draft = load(draft, dtype=dtype, device=device)[0]
         # generate() would mix the checkpoint's sampling settings into ours, and warn where the two do not fit together
-        self._model.generation_config = GenerationConfig()
-        self._draft: PreTrainedModel | str | None = draft if draft is None or draft == NGRAM else None
-        if draft is not None and draft != NGRAM:
-            guessing, _ = load(draft, dtype=dtype, device=device)
-            guessing.generation_config = GenerationConfig()
-            self._draft = guessing
+        for each in (self._model, self._draft):
+            if not isinstance(each, str | None):
+                each.generation_config = GenerationConfig()
         self.context: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.has_template = self._tokenizer.chat_template is not None
         self.uses_gpu: bool | None = self._model.device.type == "cuda"

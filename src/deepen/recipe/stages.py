@@ -262,6 +262,7 @@ class GenerateStage(PlannedStage):
     quantize: str | None = None
     device: str | None = None
     dtype: Precision | None = None
+    draft: str | None = None
 
 
 STAGES: dict[str, type[Stage]] = {
