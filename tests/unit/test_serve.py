@@ -216,6 +216,12 @@ def test_many_clients_at_once(client):
     assert all(1 <= count <= 8 for count in done)
 
 
+def test_conversations_that_do_not_divide_a_batch(gguf):
+    with serving(gguf, "--parallel", 3, "--context", 500) as (_, address):
+        assert ask(address, "POST", "/v1/embeddings", {"input": "x " * 200})[0] == 200
+        assert ask(address, "POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})[0] == 200
+
+
 def engine_of(process):
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

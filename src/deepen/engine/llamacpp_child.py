@@ -63,12 +63,14 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.ui = parameters.endpoint_metrics = parameters.embedding = request.public
     parameters.n_ctx = context * request.parallel
     parameters.n_predict = context
+    parameters.fit_params = metadata.gpu  # how many layers a GPU holds: the model is loaded twice to find out
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = thread_count()
     parameters.n_parallel = request.parallel
     if request.public:
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-        # an embedding is computed in one batch
-        parameters.n_ubatch = parameters.n_batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
+        # an embedding is computed in one batch; llama.cpp fails on a batch that the conversations do not divide
+        batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
+        parameters.n_ubatch = parameters.n_batch = batch + -batch % request.parallel
     parameters.cache_ram_mib = _CACHE_MIB if request.public else 0  # alone, a conversation stays in its slot
     parameters.verbosity = 2  # errors and warnings
     try:
