@@ -77,7 +77,7 @@ class Metadata:
     """What an engine must know of a GGUF before it is loaded."""
 
     context: int  # tokens that the model was trained for
-    has_template: bool
+    template: str | None  # for chats
 
 
 def window_log_likelihoods(gguf: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -157,9 +157,10 @@ def read_metadata(gguf: Path) -> Metadata:
         context = library.gguf_find_key(file, library.gguf_get_val_str(file, architecture) + b".context_length")
         if context < 0:
             raise CheckpointError("the GGUF has no context length", where=gguf, next="convert the model again")
+        template = library.gguf_find_key(file, b"tokenizer.chat_template")
         return Metadata(
             context=library.gguf_get_val_u32(file, context),
-            has_template=library.gguf_find_key(file, b"tokenizer.chat_template") >= 0,
+            template=None if template < 0 else library.gguf_get_val_str(file, template).decode(errors="replace"),
         )
     finally:
         library.gguf_free(file)

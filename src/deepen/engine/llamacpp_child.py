@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepen.engine.libllama import read_metadata
 from deepen.engine.process import answer, log_tail, request_from_parent, thread_count
+from deepen.engine.tool_template import with_tools
 from deepen.errors import CheckpointError, DeepenError
 
 _CACHE_MIB = 512  # of keys and values of earlier prompts
@@ -66,6 +67,8 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = thread_count()
     parameters.n_parallel = request.parallel
     if request.public:
+        if metadata.template is not None and (shown := with_tools(metadata.template)) != metadata.template:
+            parameters.chat_template = shown
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         # an embedding is computed in one batch
         parameters.n_ubatch = parameters.n_batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
@@ -79,4 +82,4 @@ def _serve(request: Request) -> tuple[object, Ready]:
             where=request.gguf,
             next="check that the file is complete, and that its architecture is one that llama.cpp knows",
         ) from None
-    return server, Ready(server.listening_address, context, metadata.has_template)
+    return server, Ready(server.listening_address, context, metadata.template is not None)
