@@ -24,6 +24,8 @@ class Request:
     name: str = ""  # of the model, in answers; the file's unless given
     parallel: int = 1  # conversations at once
     public: bool = False  # for people: the web page, metrics and embeddings, and prompts kept for the next request
+    threads: int | None = None  # to compute with; `thread_count()` unless given
+    alike: bool = False  # one of several processes that run the same file: its weights are held once
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Ready:
     address: str
     context: int
     has_template: bool
+    uses_gpu: bool
 
 
 def main() -> None:
@@ -64,11 +67,12 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.ui = parameters.endpoint_metrics = parameters.embedding = request.public
     parameters.n_ctx = context * request.parallel
     parameters.n_predict = context
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = thread_count()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request.threads or thread_count()
+    parameters.no_extra_bufts = request.alike  # weights in another order would be a copy of one's own
     parameters.n_parallel = request.parallel
+    if metadata.template is not None and (shown := with_tools(metadata.template)) != metadata.template:
+        parameters.chat_template = shown
     if request.public:
-        if metadata.template is not None and (shown := with_tools(metadata.template)) != metadata.template:
-            parameters.chat_template = shown
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         # an embedding is computed in one batch
         parameters.n_ubatch = parameters.n_batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
@@ -82,4 +86,6 @@ def _serve(request: Request) -> tuple[object, Ready]:
             where=request.gguf,
             next="check that the file is complete, and that its architecture is one that llama.cpp knows",
         ) from None
-    return server, Ready(server.listening_address, context, metadata.template is not None)
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    uses_gpu = any(device["type"] != cpu for device in xllamacpp.get_device_info())
+    return server, Ready(server.listening_address, context, metadata.template is not None, uses_gpu)
