@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from deepen.engine.llamacpp import Server
+from deepen.engine.tools import as_calls, as_schema, call_events, must_call
 from deepen.errors import DeepenError, printable
-from deepen.serve.tools import as_call, as_schema, must_call
 
 _HEAD_BYTES = 32 << 10
 _HEAD_SECONDS = 30.0
@@ -193,7 +194,7 @@ class Front:
         if not (path.endswith("/chat/completions") and must_call(content)):
             return json.dumps(content).encode(), None
         try:
-            return json.dumps(as_schema(content)).encode(), as_call(content)
+            return json.dumps(as_schema(content)).encode(), partial(_calls, content)
         except ValueError as error:
             raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
 
@@ -258,6 +259,16 @@ class Front:
                 with suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
                     await task
             up_writer.close()
+
+
+def _calls(asked: Mapping[str, Any], body: bytes) -> tuple[str, bytes]:
+    """The engine's answer to `as_schema` as that to the request: its content type and bytes."""
+    answer = as_calls(json.loads(body))
+    if not asked.get("stream"):
+        return "application/json", json.dumps(answer).encode()
+    options = asked.get("stream_options")
+    events = call_events(answer, counted=isinstance(options, dict) and bool(options.get("include_usage")))
+    return "text/event-stream", "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode() + b"data: [DONE]\n\n"
 
 
 class _Refused(Exception):

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 
-def must_call(content: dict[str, Any]) -> bool:
+def must_call(content: Mapping[str, Any]) -> bool:
     """Whether a request for a chat completion demands a call of a tool."""
     return bool(content.get("tools")) and (content.get("tool_choice") == "required" or _named(content) is not None)
 
 
-def as_schema(content: dict[str, Any]) -> dict[str, Any]:
+def as_schema(content: Mapping[str, Any]) -> dict[str, Any]:
     """The request that asks for the object.
 
     Raises:
@@ -47,53 +47,23 @@ def as_schema(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def as_call(content: dict[str, Any]) -> Callable[[bytes], tuple[str, bytes]]:
-    """How the engine's answer becomes that of the request: its content type and bytes."""
-    streamed = bool(content.get("stream"))
-    options = content.get("stream_options")
-    counted = isinstance(options, dict) and bool(options.get("include_usage"))
-
-    def convert(body: bytes) -> tuple[str, bytes]:
-        answer = json.loads(body)
-        for choice in answer["choices"]:
-            _call(choice)
-        if not streamed:
-            return "application/json", json.dumps(answer).encode()
-        events = "".join(f"data: {json.dumps(event)}\n\n" for event in _events(answer, counted))
-        return "text/event-stream", f"{events}data: [DONE]\n\n".encode()
-
-    return convert
+def as_calls(answer: dict[str, Any]) -> dict[str, Any]:
+    """The engine's answer as that to the request: the object as a call. One that was cut at the limit stays text."""
+    return answer | {"choices": [_called(choice) for choice in answer["choices"]]}
 
 
-_REPLACED = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stream", "stream_options"}
+def call_events(answer: dict[str, Any], *, counted: bool) -> list[dict[str, Any]]:
+    """The events of a stream that gives an answer of `as_calls` at once.
 
-
-def _named(content: dict[str, Any]) -> str | None:
-    choice = content.get("tool_choice")
-    function = choice.get("function") if isinstance(choice, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _call(choice: dict[str, Any]) -> None:
-    """Turn the object in a choice into a call; one that was cut at the limit stays text, as it is no object."""
-    try:
-        made = json.loads(choice["message"]["content"])
-    except ValueError:
-        return
-    function = {"name": made["name"], "arguments": json.dumps(made["arguments"], ensure_ascii=False)}
-    call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
-    choice["message"] |= {"content": None, "tool_calls": [call]}
-    choice["finish_reason"] = "tool_calls"
-
-
-def _events(answer: dict[str, Any], counted: bool) -> list[dict[str, Any]]:
-    """The events of a stream: what was said at once, why it ended, and the counts if they are asked for."""
+    Args:
+        answer: the answer.
+        counted: with the counts of tokens at the end.
+    """
     kept = ("id", "created", "model", "system_fingerprint")
     head: dict[str, Any] = {key: answer[key] for key in kept if key in answer} | {"object": "chat.completion.chunk"}
     events: list[dict[str, Any]] = []
     for choice in answer["choices"]:
-        message = dict(choice["message"])
+        message = choice["message"]
         calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", ()))]
         delta = message | ({"tool_calls": calls} if calls else {})
         events += [
@@ -101,3 +71,24 @@ def _events(answer: dict[str, Any], counted: bool) -> list[dict[str, Any]]:
             {**head, "choices": [{"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}]},
         ]
     return [*events, *([{**head, "choices": [], "usage": answer["usage"]}] if counted else [])]
+
+
+_REPLACED = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "stream", "stream_options"}
+
+
+def _named(content: Mapping[str, Any]) -> str | None:
+    choice = content.get("tool_choice")
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _called(choice: dict[str, Any]) -> dict[str, Any]:
+    try:
+        made = json.loads(choice["message"]["content"])
+    except ValueError:
+        return choice
+    function = {"name": made["name"], "arguments": json.dumps(made["arguments"], ensure_ascii=False)}
+    call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+    message = choice["message"] | {"content": None, "tool_calls": [call]}
+    return choice | {"message": message, "finish_reason": "tool_calls"}
