@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepen.energy import open_meter
 from deepen.engine import Chunk, Engine, FinishReason, Message, Prompt
 from deepen.errors import OptionError
 from deepen.prepare import open_engine
@@ -31,7 +32,7 @@ class Generation:
     """`completion_tokens` divided by `seconds`."""
     engine: str
     energy_joules: float | None
-    """None where it is not measured."""
+    """Of the hardware from the prompt to the last token; None where it is not measured, as on another machine."""
 
 
 def generate(
@@ -111,21 +112,22 @@ def generate(
         asked = prompt if raw else _prompt(opened, prompt, system)
         if on_prompt is not None:
             on_prompt(asked if isinstance(asked, str) else opened.render(asked))
-        start = time.perf_counter()
         pieces: list[str] = []
         first: float | None = None
         last = Chunk("")
         chunks = opened.stream(
             asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, json_schema=json_schema
         )
-        with closing(chunks):
+        metering = nullcontext() if opened.uses_gpu is None else open_meter(gpus=None if opened.uses_gpu else ())
+        with metering as meter, closing(chunks):
+            start = time.perf_counter()
             for last in chunks:
                 if last.text:
                     first = time.perf_counter() - start if first is None else first
                     pieces.append(last.text)
                     if on_text is not None:
                         on_text(last.text)
-        seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
     assert last.finish_reason is not None, "an engine's last chunk has a finish reason"
     return Generation(
         text="".join(pieces),
@@ -136,7 +138,7 @@ def generate(
         first_token_seconds=seconds if first is None else first,
         tokens_per_second=last.completion_tokens / seconds,
         engine=opened.name,
-        energy_joules=None,
+        energy_joules=None if meter is None else meter.joules(),
     )
 
 

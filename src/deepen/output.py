@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepen.errors import OutputError, ResourceError, StorageError
@@ -119,6 +119,42 @@ def new_file(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             _publish(partial, out, overwrite=overwrite)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def resumable_file(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to work in, in which a later run continues if this one is interrupted; its file `complete` becomes `out`.
+
+    Args:
+        out: the target; it must not exist unless `overwrite`.
+        overwrite: replace an existing target, at the end and in one step, and start anew.
+
+    Yields:
+        The folder. When the block ends well it goes; a block that fails leaves it for the next run, unless it is empty.
+
+    Raises:
+        OutputError: the target exists, cannot be written, or another run is at work on it.
+        StorageError: the disk is full or failing.
+    """
+    out = check_target(out, overwrite=overwrite)
+    partial = partial_path(out)
+    with storage_errors(out):
+        if overwrite or partial.is_symlink() or not partial.is_dir():
+            _remove(partial, locked=True)
+        partial.mkdir(parents=True, exist_ok=True)
+    lock = _lock(partial)
+    try:
+        with storage_errors(out):
+            yield partial
+            _sync(partial / "complete")
+            _publish(partial / "complete", out, overwrite=overwrite)
+            shutil.rmtree(partial)
+    except BaseException:
+        with suppress(OSError):
+            partial.rmdir()
         raise
     finally:
         os.close(lock)

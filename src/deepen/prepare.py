@@ -111,7 +111,7 @@ def open_engine(
     path = resolve(model)
     chosen, reason = engine, "asked for"
     if engine == "auto":
-        chosen, reason = _choose(path, plan=plan, device=device, dtype=dtype, quantize=quantize)
+        chosen, reason = choose(path, plan=plan, device=device, dtype=dtype, quantize=quantize)
     if chosen == "llamacpp":
         refuse("llama.cpp, which runs where it was built for in the number format of the file,", device=device, dtype=dtype)
         from deepen.engine.llamacpp import LlamacppEngine
@@ -185,7 +185,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DEEPEN_CACHE") or usual)
 
 
-def _choose(
+def choose(
     path: Path, *, plan: Mapping[str, Any] | None, device: str | None, dtype: str | None, quantize: str | None
 ) -> tuple[str, str]:
     """The engine for a model, and why, in a few words."""
@@ -271,7 +271,7 @@ def _quantization(path: Path) -> str:
 def _exported(folder: Path, quantize: str) -> Path:
     from deepen.export import export
 
-    out = cache_folder() / f"{folder.resolve().name}-{quantize}-{_fingerprint(folder, quantize)}.gguf"
+    out = cache_folder() / f"{folder.resolve().name}-{quantize}-{fingerprint(folder, quantize)}.gguf"
     if not out.is_file():
         print(f"The model is exported once, into the cache: {printable(out)}", file=sys.stderr)
         export(folder, out, quantize=quantize)
@@ -283,14 +283,14 @@ def _scaled(gguf: Path, plan: Mapping[str, Any]) -> Path:
 
     meaning = parse_plan(_layers(gguf), **plan)
     name = f"{gguf.stem}-{meaning.num_hidden_layers}-layers"
-    out = cache_folder() / f"{name}-{_fingerprint(gguf, f'{meaning.layers} {meaning.identity}')}.gguf"
+    out = cache_folder() / f"{name}-{fingerprint(gguf, f'{meaning.layers} {meaning.identity}')}.gguf"
     if not out.is_file():
         print(f"The deepened GGUF is made once, in the cache, by byte copies: {printable(out)}", file=sys.stderr)
         scale(gguf, out, **plan)
     return out
 
 
-def _fingerprint(path: Path, made: str) -> str:
+def fingerprint(path: Path, made: str) -> str:
     """Changes with every file of the model, and with what is made of it."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -5,11 +5,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from deepen.cli import run_program
+from deepen.energy import open_meter
 from deepen.errors import CheckpointError, DataError, OptionError
 from deepen.generate import generate
 
@@ -79,7 +81,34 @@ def test_a_generation_has_the_promised_keys_and_sound_numbers(checkpoints):
     assert 0 < result.first_token_seconds <= result.seconds
     assert result.tokens_per_second == pytest.approx(12 / result.seconds)
     assert result.engine == "transformers"
-    assert result.energy_joules is None
+
+
+def test_joules_are_those_from_the_prompt_to_the_last_token(checkpoints, tmp_path, monkeypatch, capsys):
+    options = {"max_new_tokens": 8, "greedy": True, "engine": "transformers"}
+    zone = tmp_path / "intel-rapl:0"
+    counter = zone / "energy_uj"
+
+    def use(joules: int) -> None:
+        counter.write_text(str(int(counter.read_text()) + joules * 10**6))
+
+    monkeypatch.setattr(sys.modules["deepen.generate"], "open_meter", partial(open_meter, powercap=tmp_path))
+    assert generate(checkpoints["chat"], "Hi", **options).energy_joules is None
+    zone.mkdir()
+    (zone / "name").write_text("package-0")
+    (zone / "max_energy_range_uj").write_text(str(2**40))
+    counter.write_text("5000000")
+    shown: list[str] = []
+    result = generate(
+        checkpoints["chat"],
+        "Hi",
+        **options,
+        on_prompt=lambda _: use(100),
+        on_text=lambda text: (use(3), shown.append(text)),
+    )
+    assert result.energy_joules == 3 * len(shown) > 0
+    capsys.readouterr()
+    assert run_program(["generate", str(checkpoints["chat"]), "Hi", "--engine", "transformers", "--max-new-tokens", "2"]) == 0
+    assert ", 0 J (length)" in capsys.readouterr().err
 
 
 def test_the_chat_template_is_used_if_there_is_one(checkpoints):

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from deepen.errors import OutputError, ResourceError, StorageError
-from deepen.output import check_disk, check_target, new_file, new_folder, partial_path, storage_errors, write_file
+from deepen.output import (
+    check_disk,
+    check_target,
+    new_file,
+    new_folder,
+    partial_path,
+    resumable_file,
+    storage_errors,
+    write_file,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -185,6 +194,29 @@ def test_an_interrupted_run_that_can_resume_finds_its_work_again(tmp_path: Path)
     with new_folder(tmp_path / "out", resume=True) as folder:
         assert (folder / "a").read_text() == "half"
     assert names(tmp_path) == {"out"}
+
+
+def test_a_file_made_in_several_runs_appears_complete(tmp_path: Path) -> None:
+    out = tmp_path / "complete"
+    with pytest.raises(ValueError, match="early"), resumable_file(out) as folder:
+        raise ValueError("early")
+    assert names(tmp_path) == set()
+    for run in range(2):
+        with pytest.raises(FileNotFoundError), resumable_file(out) as folder:
+            (folder / str(run)).write_text("half")
+    assert names(tmp_path) == {".complete.partial"}
+    with resumable_file(out) as folder:
+        assert names(folder) == {"0", "1"}
+        with pytest.raises(OutputError, match="another run"), resumable_file(out):
+            pass
+        (folder / "complete").write_text("new")
+    assert names(tmp_path) == {"complete"}
+    with pytest.raises(OutputError, match="exists"), resumable_file(out):
+        pass
+    with resumable_file(out, overwrite=True) as folder:
+        assert out.read_text() == "new"
+        (folder / "complete").write_text("newer")
+    assert (names(tmp_path), out.read_text()) == ({"complete"}, "newer")
 
 
 def test_a_partial_that_is_not_a_folder_does_not_stop_a_resume(tmp_path: Path) -> None:

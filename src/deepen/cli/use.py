@@ -9,16 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from deepen.cli import options
+from deepen.cli.batch import batch
 from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_path, print_text
 from deepen.errors import DataError, OptionError, printable
-from deepen.units import format_seconds
+from deepen.units import format_energy, format_seconds
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     app.command(rich_help_panel="Run")(generate)
     app.command(rich_help_panel="Run")(serve)
+    app.command(rich_help_panel="Run")(batch)
     app.command(rich_help_panel="Run")(export)
 
 
@@ -68,9 +70,10 @@ def generate(
         print_json(found)
         return
     print()
+    energy = "" if found.energy_joules is None else f", {format_energy(found.energy_joules)}"
     print(
         f"{found.completion_tokens} tokens in {format_seconds(found.seconds)},"
-        f" {found.tokens_per_second:.1f} tokens/s, first after {format_seconds(found.first_token_seconds)}"
+        f" {found.tokens_per_second:.1f} tokens/s, first after {format_seconds(found.first_token_seconds)}{energy}"
         f" ({found.finish_reason})",
         file=sys.stderr,
     )

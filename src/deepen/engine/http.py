@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import SplitResult
 
-_SECONDS = 600.0  # without a byte; a long prompt on a slow machine takes minutes
+_SECONDS = 600.0
 
 
 class Refusal(Exception):
@@ -22,16 +22,30 @@ class Refusal(Exception):
 
 @contextmanager
 def response(
-    address: SplitResult, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None
+    address: SplitResult,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    key: str | None = None,
+    seconds: float | None = _SECONDS,
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a request and give the answer to read. Leaving the block early closes the connection, which cancels the work.
+
+    Args:
+        address: the server, with the path that `path` continues.
+        method: of the request.
+        path: what is asked for.
+        body: sent as JSON.
+        key: sent as `Authorization: Bearer`.
+        seconds: give up after so long without a byte (a long prompt on a slow machine takes minutes); None waits.
 
     Raises:
         Refusal: the server's status is not 200.
         OSError, http.client.HTTPException: the connection failed.
     """
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    connection = kind(address.netloc, timeout=_SECONDS)
+    connection = kind(address.netloc, timeout=seconds)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         connection.request(method, address.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)

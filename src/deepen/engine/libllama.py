@@ -52,7 +52,6 @@ class _GgufParameters(ctypes.Structure):
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (result, arguments)
     "llama_backend_init": (None, ()),
-    "llama_supports_gpu_offload": (ctypes.c_bool, ()),
     "llama_model_default_params": (_Parameters, ()),
     "llama_context_default_params": (_Parameters, ()),
     "llama_model_load_from_file": (_POINTER, (ctypes.c_char_p, _Parameters)),
@@ -76,11 +75,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (result, argumen
 
 @dataclass(frozen=True)
 class Metadata:
-    """What an engine must know before a GGUF is loaded."""
+    """What an engine must know of a GGUF before it is loaded."""
 
     context: int  # tokens that the model was trained for
-    has_template: bool
-    gpu: bool  # whether this build of llama.cpp has a GPU to use
+    template: str | None  # for chats
 
 
 def window_log_likelihoods(gguf: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -160,10 +158,10 @@ def read_metadata(gguf: Path) -> Metadata:
         context = library.gguf_find_key(file, library.gguf_get_val_str(file, architecture) + b".context_length")
         if context < 0:
             raise CheckpointError("the GGUF has no context length", where=gguf, next="convert the model again")
+        template = library.gguf_find_key(file, b"tokenizer.chat_template")
         return Metadata(
             context=library.gguf_get_val_u32(file, context),
-            has_template=library.gguf_find_key(file, b"tokenizer.chat_template") >= 0,
-            gpu=library.llama_supports_gpu_offload(),
+            template=None if template < 0 else library.gguf_get_val_str(file, template).decode(errors="replace"),
         )
     finally:
         library.gguf_free(file)

@@ -32,6 +32,7 @@ class Server:
         key: what it asks of every request.
         context: tokens of each conversation.
         has_template: whether the model brings a chat template.
+        uses_gpu: whether this build of llama.cpp computes on a GPU.
     """
 
     child: Child
@@ -39,13 +40,23 @@ class Server:
     key: str
     context: int
     has_template: bool
+    uses_gpu: bool
 
     def close(self) -> None:
         """End the process."""
         self.child.close()
 
 
-def start_server(gguf: Path, *, context: int | None = None, name: str = "", parallel: int = 1, public: bool = False) -> Server:
+def start_server(
+    gguf: Path,
+    *,
+    context: int | None = None,
+    name: str = "",
+    parallel: int = 1,
+    public: bool = False,
+    threads: int | None = None,
+    alike: bool = False,
+) -> Server:
     """Load a GGUF into llama.cpp's server.
 
     Args:
@@ -54,6 +65,8 @@ def start_server(gguf: Path, *, context: int | None = None, name: str = "", para
         name: of the model in answers.
         parallel: conversations at once.
         public: with what people want of a server: the web page, metrics and embeddings.
+        threads: to compute with; as many as `OMP_NUM_THREADS` says or there are cores unless given.
+        alike: one of several servers of the same file, which shall hold its weights once.
 
     Raises:
         MissingDependencyError: xllamacpp is not installed.
@@ -62,7 +75,7 @@ def start_server(gguf: Path, *, context: int | None = None, name: str = "", para
     """
     require_xllamacpp()
     key = secrets.token_urlsafe()
-    request = Request(gguf, context or CONTEXT, key, name, parallel, public)
+    request = Request(gguf, context or CONTEXT, key, name, parallel, public, threads, alike)
     child = start("deepen.engine.llamacpp_child", gguf, request)
     try:
         ready = child.receive()
@@ -70,7 +83,7 @@ def start_server(gguf: Path, *, context: int | None = None, name: str = "", para
         child.close()
         raise
     assert isinstance(ready, Ready)
-    return Server(child, urlsplit(ready.address), key, ready.context, ready.has_template)
+    return Server(child, urlsplit(ready.address), key, ready.context, ready.has_template, ready.uses_gpu)
 
 
 class LlamacppEngine:
@@ -93,6 +106,7 @@ class LlamacppEngine:
         self._child, self._address, self._key = server.child, server.address, server.key
         self.context: int | None = server.context
         self.has_template = server.has_template
+        self.uses_gpu: bool | None = server.uses_gpu
         try:
             self._bos: str = self._ask("GET", "/props")["bos_token"]
         except BaseException:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepen.engine.libllama import read_metadata
 from deepen.engine.process import answer, log_tail, request_from_parent, thread_count
+from deepen.engine.tool_template import with_tools
 from deepen.errors import CheckpointError, DeepenError
 
 _CACHE_MIB = 512  # of keys and values of earlier prompts
@@ -23,6 +24,8 @@ class Request:
     name: str = ""  # of the model, in answers; the file's unless given
     parallel: int = 1  # conversations at once
     public: bool = False  # for people: the web page, metrics and embeddings, and prompts kept for the next request
+    threads: int | None = None  # to compute with; `thread_count()` unless given
+    alike: bool = False  # one of several processes that run the same file: its weights are held once
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Ready:
     address: str
     context: int
     has_template: bool
+    uses_gpu: bool
 
 
 def main() -> None:
@@ -52,6 +56,8 @@ def _serve(request: Request) -> tuple[object, Ready]:
 
     metadata = read_metadata(request.gguf)
     context = min(request.context, metadata.context)
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    uses_gpu = any(device["type"] != cpu for device in xllamacpp.get_device_info())
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(request.gguf)
     parameters.hostnames = ["127.0.0.1"]
@@ -63,9 +69,12 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.ui = parameters.endpoint_metrics = parameters.embedding = request.public
     parameters.n_ctx = context * request.parallel
     parameters.n_predict = context
-    parameters.fit_params = metadata.gpu  # how many layers a GPU holds: the model is loaded twice to find out
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = thread_count()
+    parameters.fit_params = uses_gpu  # how many layers it holds; to find out, llama.cpp loads the model once more
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request.threads or thread_count()
+    parameters.no_extra_bufts = request.alike  # weights in another order would be a copy of one's own
     parameters.n_parallel = request.parallel
+    if metadata.template is not None and (shown := with_tools(metadata.template)) != metadata.template:
+        parameters.chat_template = shown
     if request.public:
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         # an embedding is computed in one batch; llama.cpp fails on a batch that the conversations do not divide
@@ -81,4 +90,4 @@ def _serve(request: Request) -> tuple[object, Ready]:
             where=request.gguf,
             next="check that the file is complete, and that its architecture is one that llama.cpp knows",
         ) from None
-    return server, Ready(server.listening_address, context, metadata.has_template)
+    return server, Ready(server.listening_address, context, metadata.template is not None, uses_gpu)

@@ -34,14 +34,15 @@ class OpenAIEngine:
     name = "openai"
     context: int | None = None
     has_template = True
+    uses_gpu: bool | None = None
 
     def __init__(self, url: str, model: str) -> None:
-        self._url = urlsplit(url if urlsplit(url).path.rstrip("/") else url.rstrip("/") + "/v1")
-        if self._url.scheme not in {"http", "https"} or not self._url.hostname:
+        self.address = urlsplit(url if urlsplit(url).path.rstrip("/") else url.rstrip("/") + "/v1")
+        if self.address.scheme not in {"http", "https"} or not self.address.hostname:
             raise OptionError(f"{url!r} is not a URL", where="--engine", next="write for example http://127.0.0.1:8080")
-        self._key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
+        self.key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
         try:
-            with response(self._url, "GET", "/models", key=self._key) as reply:
+            with response(self.address, "GET", "/models", key=self.key) as reply:
                 listed = [str(each["id"]) for each in json.load(reply)["data"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise OptionError(
@@ -63,7 +64,7 @@ class OpenAIEngine:
         Raises:
             UnsupportedModelError: always.
         """
-        raise UnsupportedModelError("a server of OpenAI's protocol does not tell its tokens", where=self._url.geturl())
+        raise UnsupportedModelError("a server of OpenAI's protocol does not tell its tokens", where=self.address.geturl())
 
     def render(self, messages: Sequence[Message]) -> str:  # noqa: ARG002
         """Not known here.
@@ -73,7 +74,7 @@ class OpenAIEngine:
         """
         raise UnsupportedModelError(
             "the server applies its chat template itself and does not show the prompt",
-            where=self._url.geturl(),
+            where=self.address.geturl(),
             next="ask without --show-prompt",
         )
 
@@ -107,11 +108,11 @@ class OpenAIEngine:
         usage: dict[str, int] = {}
         with (
             self._errors(),
-            response(self._url, "POST", "/chat/completions" if chat else "/completions", body, key=self._key) as reply,
+            response(self.address, "POST", "/chat/completions" if chat else "/completions", body, key=self.key) as reply,
         ):
             for event in events(reply):
                 if "error" in event:
-                    raise NetworkError(f"the server stopped: {event['error']}", where=self._url.geturl(), next="run again")
+                    raise NetworkError(f"the server stopped: {event['error']}", where=self.address.geturl(), next="run again")
                 usage = event.get("usage") or usage
                 for choice in event.get("choices", ()):
                     text = (choice.get("delta", {}).get("content") if chat else choice.get("text")) or ""
@@ -120,7 +121,7 @@ class OpenAIEngine:
                     if text:
                         yield Chunk(text)
         if reason is None:
-            raise NetworkError("the answer broke off", where=self._url.geturl(), next="run again")
+            raise NetworkError("the answer broke off", where=self.address.geturl(), next="run again")
         yield Chunk("", reason, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
     def close(self) -> None:
@@ -133,10 +134,10 @@ class OpenAIEngine:
         except Refusal as error:
             raise self._refused(error) from error
         except (OSError, http.client.HTTPException) as error:
-            raise NetworkError(f"the connection broke ({error})", where=self._url.geturl(), next="run again") from error
+            raise NetworkError(f"the connection broke ({error})", where=self.address.geturl(), next="run again") from error
 
     def _refused(self, error: Refusal) -> OptionError | DataError | NetworkError:
-        where = self._url.geturl()
+        where = self.address.geturl()
         if error.status in {401, 403}:
             return OptionError(f"the server wants a key ({error})", where=where, next=f"set {KEY_VARIABLES[0]} to it")
         if error.status >= 500:

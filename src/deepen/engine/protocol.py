@@ -39,6 +39,8 @@ class Engine(Protocol):
     """Tokens of prompt and answer together; None where the model sets no limit."""
     has_template: bool
     """Whether the model brings a chat template, so that `render` works."""
+    uses_gpu: bool | None
+    """Whether it computes on this machine's GPUs; None where it computes on another machine."""
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised, none added."""

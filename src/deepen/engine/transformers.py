@@ -64,6 +64,7 @@ class TransformersEngine:
         self._model.generation_config = GenerationConfig()
         self.context: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.has_template = self._tokenizer.chat_template is not None
+        self.uses_gpu: bool | None = self._model.device.type == "cuda"
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised, none added."""
