@@ -264,6 +264,15 @@ def test_sigterm_lets_an_answer_finish(gguf):
         assert process.wait(60) == 0
 
 
+def test_a_connection_that_asks_nothing_does_not_delay_the_end(gguf):
+    with serving(gguf) as (process, address):
+        place = urlsplit(address["url"])
+        with socket.create_connection((place.hostname, place.port)):  # as browsers make them
+            assert ask(address, "GET", "/health")[0] == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
 def test_https(gguf, tmp_path):
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     made += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]

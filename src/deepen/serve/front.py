@@ -105,14 +105,14 @@ class Front:
                 self.failure = again
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the one request of a connection."""
-        self.running += 1
+        """Answer the one request of a connection, which is running once its head is there: browsers connect ahead of need."""
         reply = _Reply(writer)
-        path = "?"
+        path, running = "?", 0
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
                 method, target, headers = await _head(reader)
-            path = urlsplit(target).path
+            path, running = urlsplit(target).path, 1
+            self.running += running
             reply.origin = self._check_origin(headers)
             async with asyncio.timeout(self.limits.seconds):
                 await self._answer(method, target, headers, reader, reply)
@@ -123,7 +123,7 @@ class Front:
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             reply.status = 499  # the client left
         finally:
-            self.running -= 1
+            self.running -= running
             known = path in _POSTS | _GETS | {"/health", "/metrics", "/"}
             self.answered[path if known else "other", reply.status] += 1
             await _finish(reader, writer, linger=400 <= reply.status < 499)
