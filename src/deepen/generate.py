@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepen.energy import open_meter
 from deepen.engine import Chunk, Engine, FinishReason, Message, Prompt
+from deepen.engine.draft import AUTO, faster
 from deepen.errors import OptionError
 from deepen.prepare import open_engine
 
@@ -33,6 +34,10 @@ class Generation:
     engine: str
     energy_joules: float | None
     """Of the hardware from the prompt to the last token; None where it is not measured, as on another machine."""
+    draft_tokens: int | None = None
+    """Tokens that a draft guessed; None without one."""
+    draft_accepted: int | None = None
+    """Of these, the ones that the model agreed with."""
 
 
 def generate(
@@ -54,6 +59,7 @@ def generate(
     quantize: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    draft: str | Path | None = None,
     drop: int | None = None,
     layers: str | None = None,
     repeat: str | None = None,
@@ -81,6 +87,8 @@ def generate(
         quantize: the format in which the engine llamacpp runs a checkpoint, such as `Q4_K_M`.
         device: where the engine transformers puts the model, such as `cpu` or `cuda:0`.
         dtype: the dtype that the engine transformers computes in, such as `float32`.
+        draft: guesses the next tokens, which the model checks at once: a smaller model of the same vocabulary, `ngram` for the
+            text so far, or `auto` for the model's base or else `ngram`, if it is faster on the first tokens.
         drop: layer plan, as in `scale`: the deepened model runs without being written (llamacpp: once, into the cache). So do
             the next five.
         layers: slices of layers.
@@ -107,17 +115,21 @@ def generate(
         }.items()
         if value is not None
     }
-    opened = open_engine(model, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize)
-    with closing(opened):
+    opened = open_engine(
+        model, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize, draft=draft
+    )
+    with closing(opened), ExitStack() as others:
         asked = prompt if raw else _prompt(opened, prompt, system)
         if on_prompt is not None:
             on_prompt(asked if isinstance(asked, str) else opened.render(asked))
+        sampling: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop, "json_schema": json_schema}
+        if draft == AUTO:
+            plain = others.enter_context(closing(opened.without_draft()))
+            opened = faster(opened, plain, asked, max_new_tokens, **sampling)
         pieces: list[str] = []
         first: float | None = None
         last = Chunk("")
-        chunks = opened.stream(
-            asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, json_schema=json_schema
-        )
+        chunks = opened.stream(asked, max_new_tokens=max_new_tokens, **sampling)
         metering = nullcontext() if opened.uses_gpu is None else open_meter(gpus=None if opened.uses_gpu else ())
         with metering as meter, closing(chunks):
             start = time.perf_counter()
@@ -139,6 +151,8 @@ def generate(
         tokens_per_second=last.completion_tokens / seconds,
         engine=opened.name,
         energy_joules=None if meter is None else meter.joules(),
+        draft_tokens=last.draft_tokens,
+        draft_accepted=last.draft_accepted,
     )
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen import architecture
 from deepen.checkpoint import open_checkpoint, resolve
-from deepen.errors import CheckpointError, MissingDependencyError, OptionError, UnsupportedModelError
+from deepen.errors import CheckpointError, MissingDependencyError, OptionError, ResourceError, UnsupportedModelError
+from deepen.host import host_memory
 from deepen.plan import Plan, parse_plan, read_architecture
+from deepen.units import format_bytes
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BITS = ("4bit", "8bit")
+"""Formats of weights that bitsandbytes holds."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 
@@ -26,6 +32,7 @@ def load(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and its tokenizer; with a plan, run the deepened model over one set of weights.
 
@@ -37,14 +44,17 @@ def load(
         model: a checkpoint folder, a Hub id or a `.gguf` file.
         plan: a Plan, plan options such as `{"drop": 8}`, or slices such as `"0:24,8:32"`.
         dtype: `"float32"`, `"bfloat16"`, `"float16"`; by default the checkpoint's own.
-        device: `"cpu"`, `"cuda"`, …; the CPU by default.
+        device: `"cpu"`, `"cuda"`, …; the CPU by default. `"auto"` spreads the layers over the GPUs and, where they are full,
+            the main memory; never over disks.
+        quantize: `"4bit"` (NF4) or `"8bit"`: the weights of linear layers as bitsandbytes holds them.
 
     Returns:
         The model in evaluation mode, and its tokenizer (None if the checkpoint has none).
 
     Raises:
         CheckpointError, UnsupportedModelError, PlanError: as `deepen scale`.
-        MissingDependencyError: transformers is not installed.
+        ResourceError: the model does not fit where `"auto"` may put it.
+        MissingDependencyError: transformers, or bitsandbytes for `quantize`, is not installed.
     """
     try:
         import torch
@@ -56,14 +66,27 @@ def load(
         ) from error
     path = resolve(model)
     if path.is_file():
-        return _load_gguf(path, plan, dtype, device)
+        return _load_gguf(path, plan, dtype, device, quantize)
     checkpoint = open_checkpoint(path)
     stack, _ = read_architecture(checkpoint)
     if dtype is not None and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise OptionError(f"dtype {dtype!r} is unknown", next="choose float32, bfloat16 or float16")
+    options: dict[str, Any] = {"dtype": dtype or "auto", "local_files_only": True}
+    if quantize is not None:
+        if plan is not None:
+            raise OptionError(
+                f"a layer plan does not run over weights in {quantize}",
+                where="--quantize",
+                next="write the deepened model with `deepen scale`, and load that",
+            )
+        options["quantization_config"] = _quantization(quantize)
+    if device == "auto":
+        options["device_map"] = _device_map(path, options, one_device=plan is not None)
+    elif quantize is not None:
+        options["device_map"] = {"": device or "cpu"}
     disable_progress_bar()  # "Loading weights", of a second or two
     try:
-        base = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", local_files_only=True)
+        base = AutoModelForCausalLM.from_pretrained(path, **options)
         has_tokenizer = any((path / name).is_file() for name in _TOKENIZER_FILES)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True) if has_tokenizer else None
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
@@ -72,20 +95,77 @@ def load(
             where=path,
             next="check it with `deepen plan`, or update transformers",
         ) from error
-    base = base.to(device or "cpu").eval()
+    base = base.eval() if "device_map" in options else base.to(device or "cpu").eval()
     if plan is not None:
         base = _virtual(base, checkpoint.config, stack, _plan(plan, stack.num_hidden_layers), path)
     return base, tokenizer
 
 
 def _load_gguf(
-    path: Path, plan: Plan | Mapping[str, Any] | str | None, dtype: str | None, device: str | None
+    path: Path,
+    plan: Plan | Mapping[str, Any] | str | None,
+    dtype: str | None,
+    device: str | None,
+    quantize: str | None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     from deepen.scale.decode import decode_gguf
 
     with tempfile.TemporaryDirectory(prefix="deepen-") as folder:
         decode_gguf(path, Path(folder), dtype=dtype or "keep")
-        return load(folder, plan, dtype=dtype, device=device)
+        return load(folder, plan, dtype=dtype, device=device, quantize=quantize)
+
+
+def _quantization(quantize: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantize not in BITS:
+        raise OptionError(f"{quantize!r} is no format of the engine transformers", where="--quantize", next="use 4bit or 8bit")
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            f"weights in {quantize} need the package bitsandbytes", where="--quantize", next="pip install 'deepen[quantize]'"
+        )
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+def _device_map(path: Path, options: Mapping[str, Any], *, one_device: bool) -> dict[str, Any]:
+    """Which part of a model goes where: GPUs first, then main memory.
+
+    Raises:
+        ResourceError: it does not fit, or not onto one device where that is needed.
+    """
+    from accelerate import infer_auto_device_map, init_empty_weights
+    from accelerate.utils import compute_module_sizes
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    dtype = config.dtype if options["dtype"] == "auto" else options["dtype"]
+    with init_empty_weights():
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    empty.tie_weights()
+    room = _room()
+    if "quantization_config" in options:  # which are half as large or less: a little too careful
+        room = {place: 2 * free for place, free in room.items()}
+    where = infer_auto_device_map(empty, max_memory=dict(room), no_split_module_classes=list(empty._no_split_modules or ()))
+    needed, places = compute_module_sizes(empty)[""], set(where.values())
+    if "disk" in places or (one_device and len(places) > 1):
+        free = ", ".join(f"{format_bytes(each)} {'CPU' if place == 'cpu' else f'GPU {place}'}" for place, each in room.items())
+        raise ResourceError(
+            f"the weights take {format_bytes(needed)}, but there is room for {free}" + " on one device" * one_device,
+            where=path,
+            next="use --quantize 4bit, or --engine llamacpp --quantize Q4_K_M",
+        )
+    return dict(where)
+
+
+def _room() -> dict[int | str, int]:
+    """Free bytes of each GPU and of main memory, less a tenth for what is computed."""
+    import torch
+
+    room: dict[int | str, int] = {place: torch.cuda.mem_get_info(place)[0] for place in range(torch.cuda.device_count())}
+    room["cpu"] = host_memory().available
+    return {place: free * 9 // 10 for place, free in room.items()}
 
 
 def _plan(plan: Plan | Mapping[str, Any] | str, source_layers: int) -> Plan:

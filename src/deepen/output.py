@@ -35,6 +35,8 @@ def check_target(out: str | Path, *, overwrite: bool = False) -> Path:
     if os.path.lexists(out):
         if not overwrite:
             raise OutputError("the output exists already", where=out, next="choose another name, or pass --overwrite")
+        if not (out.is_symlink() or out.is_file() or out.is_dir()):
+            raise OutputError("the output is a device or a pipe, which is not replaced", where=out, next="choose another name")
         if not out.is_symlink() and any(place.is_relative_to(out.resolve()) for place in (Path.cwd(), Path.home())):
             raise OutputError(
                 "overwriting this would remove the folder you are in, or your home",

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from deepen.checkpoint import open_checkpoint, resolve
 from deepen.checkpoint.gguf import is_gguf, open_gguf
 from deepen.doctor import doctor
 from deepen.engine import Engine
+from deepen.engine.draft import AUTO, NGRAM, check_vocabulary, depth, find_base, same_vocabulary
 from deepen.errors import (
     CheckpointError,
     OptionError,
@@ -24,6 +25,7 @@ from deepen.errors import (
     UnsupportedModelError,
     printable,
 )
+from deepen.model import BITS
 from deepen.plan import describe, parse_plan
 from deepen.units import format_bytes
 
@@ -80,6 +82,7 @@ def open_engine(
     dtype: str | None = None,
     context: int | None = None,
     quantize: str | None = None,
+    draft: str | Path | None = None,
 ) -> Engine:
     """Load a model into the engine that suits it, and say on stderr which that is and why, and what memory it takes.
 
@@ -87,19 +90,22 @@ def open_engine(
         model: a checkpoint folder, a Hub id or a GGUF file; a model's name there if `engine` is a URL.
         engine: `llamacpp`, `transformers`, the URL of a server of OpenAI's protocol, or `auto` to choose.
         plan: plan options (`drop`, `layers`, …): the deepened model runs without being written (llamacpp: once, to the cache).
-        device: where `transformers` puts the model, such as `cpu` or `cuda:0`.
+        device: where `transformers` puts the model, such as `cpu` or `cuda:0`; `auto` for GPUs and main memory together.
         dtype: the dtype that `transformers` computes in, such as `float32`.
         context: hold at most so many tokens (`llamacpp`; default: the model's context, at most 8192).
-        quantize: the format in which `llamacpp` runs a checkpoint, such as `Q4_K_M` (default: `Q8_0`).
+        quantize: the format in which `llamacpp` runs a checkpoint, such as `Q4_K_M` (default: `Q8_0`); `transformers` has
+            `4bit` and `8bit`.
+        draft: what guesses the next tokens: a model of the same vocabulary, `ngram` for the text so far, or `auto` for the base
+            of the model if it is known, else `ngram`.
 
     Raises:
-        OptionError: an unknown engine, or an option that the engine does not have.
+        OptionError: an unknown engine, or an option that the engine does not have; a draft of another vocabulary.
         ResourceError: the memory does not suffice.
         CheckpointError: the model is missing or broken.
         MissingDependencyError: the engine is not installed.
     """
     if "://" in engine:
-        refuse("a server behind a URL", plan=plan, device=device, dtype=dtype, context=context, quantize=quantize)
+        refuse("a server behind a URL", plan=plan, device=device, dtype=dtype, context=context, quantize=quantize, draft=draft)
         from deepen.engine.openai import OpenAIEngine
 
         _say("openai", engine)
@@ -109,6 +115,7 @@ def open_engine(
             f"{engine!r} is not an engine", where="--engine", next=f"use one of {', '.join(ENGINES)}, or a URL such as http://…"
         )
     path = resolve(model)
+    guess = _draft(path, plan, draft)
     chosen, reason = engine, "asked for"
     if engine == "auto":
         chosen, reason = choose(path, plan=plan, device=device, dtype=dtype, quantize=quantize)
@@ -119,19 +126,30 @@ def open_engine(
 
         require_xllamacpp()
         _say(chosen, reason)
-        gguf, tokens = prepare_gguf(path, plan=plan, quantize=quantize, context=context)
-        return LlamacppEngine(gguf, context=tokens)
-    refuse("the engine transformers", context=context, quantize=quantize)
+        if isinstance(guess, Path) and guess.is_dir():
+            guess = _exported(guess, _SMALLER)
+        # to be measured, conversations with and without a draft are held at once
+        parallel = 2 if draft == AUTO else 1
+        gguf, tokens = prepare_gguf(path, plan=plan, quantize=quantize, context=context, parallel=parallel, draft=guess)
+        return LlamacppEngine(gguf, context=tokens, draft=guess)
+    refuse("the engine transformers", context=context, quantize=None if quantize in BITS else quantize)
     from deepen.engine.transformers import TransformersEngine
 
     _say(chosen, reason)
-    if path.is_dir() and (device or "cpu") == "cpu":
-        _require(_memory(path, plan, 0), path, "export it: --engine llamacpp --quantize Q4_K_M")
-    return TransformersEngine(model, plan=plan, device=device or _gpu_device(reason), dtype=dtype)
+    if path.is_dir() and (device or "cpu") == "cpu" and quantize is None:
+        _require(_memory(path, plan, 0, guess), path, "export it: --engine llamacpp --quantize Q4_K_M")
+    device = device or _gpu_device(reason)
+    return TransformersEngine(model, plan=plan, device=device, dtype=dtype, quantize=quantize, draft=guess)
 
 
 def prepare_gguf(
-    path: Path, *, plan: Mapping[str, Any] | None, quantize: str | None, context: int | None, parallel: int = 1
+    path: Path,
+    *,
+    plan: Mapping[str, Any] | None,
+    quantize: str | None,
+    context: int | None,
+    parallel: int = 1,
+    draft: Path | str | None = None,
 ) -> tuple[Path, int]:
     """The GGUF that llama.cpp shall run, made in the cache where it must be, and the context that fits into memory.
 
@@ -141,6 +159,7 @@ def prepare_gguf(
         quantize: the format of the GGUF of a checkpoint; one that fits unless given.
         context: tokens of each conversation; what fits, at most 8192, unless given.
         parallel: how many conversations at once.
+        draft: a model that is loaded beside it.
 
     Raises:
         OptionError: a GGUF would have to be quantised again.
@@ -156,14 +175,21 @@ def prepare_gguf(
         gguf = _scaled(gguf, plan)
     longest = _longest_context(gguf)
     tokens = min(context or _CONTEXT, longest)
-    memory = _memory(gguf, None, tokens * parallel)
+    memory = _memory(gguf, None, tokens * parallel, draft)
     while memory and context is None and memory.needed_bytes > memory.free_bytes and tokens > _SHORTEST_CONTEXT:
         tokens //= 2
-        memory = _memory(gguf, None, tokens * parallel)
+        memory = _memory(gguf, None, tokens * parallel, draft)
     _require(memory, gguf, "use a smaller format (--quantize Q4_K_M), fewer --context tokens or a smaller model")
     if context is None and tokens < min(_CONTEXT, longest):
         print(f"Context: {tokens} tokens, since the memory does not hold more", file=sys.stderr)
     return gguf, tokens
+
+
+def conversations(gguf: Path, context: int, most: int) -> int:
+    """How many conversations of `context` tokens fit into memory at once: `most`, or a half, a quarter … of it, but one."""
+    while most > 1 and (memory := _memory(gguf, None, context * most)) and memory.needed_bytes > memory.free_bytes:
+        most //= 2
+    return most
 
 
 def refuse(what: str, **options: object) -> None:
@@ -192,7 +218,7 @@ def choose(
     if path.is_file():
         return "llamacpp", "a GGUF file"
     if quantize:
-        return "llamacpp", f"--quantize {quantize}"
+        return "transformers" if quantize in BITS else "llamacpp", f"--quantize {quantize}"
     if device or dtype:
         return "transformers", "--device" if device else "--dtype"
     if plan:
@@ -228,25 +254,31 @@ def _gpu_device(reason: str) -> str | None:
     return "cuda" if reason.startswith("a GPU") else None
 
 
-def _memory(path: Path, plan: Mapping[str, Any] | None, tokens: int) -> Memory | None:
-    """What a model takes; None if its sizes are not known."""
+def _memory(path: Path, plan: Mapping[str, Any] | None, tokens: int, draft: Path | str | None = None) -> Memory | None:
+    """What a model and its draft take; None if its sizes are not known."""
     with suppress(UnsupportedModelError, PlanError):
-        base = describe(path, layers=f"0:{_layers(path)}")
+        base = describe(path, layers=f"0:{depth(path)}")
         # shared layers take no memory of their own, but their keys and values do
         cache = describe(path, **plan)["kv_bytes_per_token"] if plan else base["kv_bytes_per_token"]
-        return Memory(base["weight_bytes"], cache * tokens, tokens, doctor()["memory"]["available_bytes"])
+        memory = Memory(base["weight_bytes"], cache * tokens, tokens, doctor()["memory"]["available_bytes"])
+        beside = _memory(draft, None, tokens) if isinstance(draft, Path) else None
+        if beside is None:
+            return memory
+        weights, cached = memory.weights_bytes + beside.weights_bytes, memory.cache_bytes + beside.cache_bytes
+        return replace(memory, weights_bytes=weights, cache_bytes=cached)
     return None
 
 
-def _layers(path: Path) -> int:
-    """Depth of a model, 0 if it does not say."""
-    if path.is_dir():
-        config = open_checkpoint(path).config
-        layers = config.get("num_hidden_layers", config.get("text_config", {}).get("num_hidden_layers"))
-    else:
-        gguf = open_gguf(path)
-        layers = gguf.get(f"{gguf.get('general.architecture')}.block_count")
-    return layers if isinstance(layers, int) else 0
+def _draft(path: Path, plan: Mapping[str, Any] | None, asked: str | Path | None) -> Path | str | None:
+    """What guesses the next tokens of a model: a model, or `ngram`; nothing unless asked for."""
+    if asked is None or asked == NGRAM:
+        return asked
+    if asked != AUTO:
+        draft = resolve(asked)
+        check_vocabulary(path, draft)
+        return draft
+    base = path if plan else find_base(path)
+    return base if base is not None and same_vocabulary(path, base) else NGRAM
 
 
 def _require(memory: Memory | None, path: Path, advice: str) -> None:
@@ -281,7 +313,7 @@ def _exported(folder: Path, quantize: str) -> Path:
 def _scaled(gguf: Path, plan: Mapping[str, Any]) -> Path:
     from deepen.scale import scale
 
-    meaning = parse_plan(_layers(gguf), **plan)
+    meaning = parse_plan(depth(gguf), **plan)
     name = f"{gguf.stem}-{meaning.num_hidden_layers}-layers"
     out = cache_folder() / f"{name}-{fingerprint(gguf, f'{meaning.layers} {meaning.identity}')}.gguf"
     if not out.is_file():

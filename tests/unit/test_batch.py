@@ -71,7 +71,8 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-def test_killed_ten_times_gives_the_same_bytes(gguf, tmp_path):
+def test_killed_ten_times_gives_the_same_bytes(gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     lines = [line(f"é{number}", max_tokens=200) for number in range(60)]
     lines[7] = "nonsense"
     lines[20] = line("20", COMPLETIONS, prompt="x" * 300, max_tokens=3000)

@@ -25,6 +25,8 @@ KEYS = [  # of `generate --json`, as the public interface promises them
     "tokens_per_second",
     "engine",
     "energy_joules",
+    "draft_tokens",
+    "draft_accepted",
 ]
 
 

@@ -196,6 +196,13 @@ def test_an_interrupted_run_that_can_resume_finds_its_work_again(tmp_path: Path)
     assert names(tmp_path) == {"out"}
 
 
+def test_a_device_or_pipe_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(OutputError, match="device"):
+            check_target(out, overwrite=True)
+
+
 def test_a_file_made_in_several_runs_appears_complete(tmp_path: Path) -> None:
     out = tmp_path / "complete"
     with pytest.raises(ValueError, match="early"), resumable_file(out) as folder:

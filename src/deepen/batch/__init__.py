@@ -28,7 +28,7 @@ from deepen.engine.process import require_xllamacpp, thread_count
 from deepen.engine.protocol import TOP_K, TOP_P
 from deepen.errors import DataError, OptionError
 from deepen.output import check_target, partial_path, resumable_file
-from deepen.prepare import choose, fingerprint, open_engine, prepare_gguf, refuse
+from deepen.prepare import choose, conversations, fingerprint, open_engine, prepare_gguf, refuse
 from deepen.progress import progress, say
 
 __all__ = ["Batch", "batch"]
@@ -112,7 +112,8 @@ def batch(
             `/v1/completions` or `/v1/embeddings`) and `body`.
         out: the output, a line for each: `id`, `custom_id`, `response` and `error`.
         engine: `llamacpp`, `transformers`, the URL of a server of OpenAI's protocol, or `auto` to choose.
-        parallel: lines at work at once; 4 unless given, and with llamacpp no more than there are cores.
+        parallel: lines at work at once; unless given, 4 behind a URL, and with llamacpp as many as there are cores and memory
+            for. The answers of llamacpp do not depend on it.
         system: a system message for conversations that have none.
         max_new_tokens: longest answer, for lines that set no limit.
         temperature: for lines that set none.
@@ -152,8 +153,8 @@ def batch(
         journal = Journal(folder)
         chosen = _choose(
             model, engine, {name: value for name, value in plans.items() if value}, before=journal.head or {},
-            embeds=any(task.url == EMBEDDINGS for task in tasks), parallel=parallel, context=context, quantize=quantize,
-            device=device, dtype=dtype,
+            lines=len(tasks), embeds=any(task.url == EMBEDDINGS for task in tasks), parallel=parallel, context=context,
+            quantize=quantize, device=device, dtype=dtype,
         )  # fmt: skip
         sampling = {"temperature": temperature, **chosen.sampling}
         defaults = Defaults(chosen.model, max_new_tokens, seed, system, sampling, chosen.fixed)
@@ -273,6 +274,7 @@ def _choose(
     plan: Mapping[str, Any],
     *,
     before: Mapping[str, Any],
+    lines: int,
     embeds: bool,
     parallel: int | None,
     context: int | None,
@@ -304,9 +306,12 @@ def _choose(
     refuse("llama.cpp, which runs where it was built for in the number format of the file,", device=device, dtype=dtype)
     require_xllamacpp()
     say(f"Engine: llamacpp ({reason})")
-    count = parallel or min(_PARALLEL, thread_count())
-    gguf, tokens = prepare_gguf(path, plan=plan, quantize=quantize, context=context or before.get("context"), parallel=count)
-    threads = before.get("threads") or max(1, thread_count() // count)
+    held = context or before.get("context")
+    gguf, tokens = prepare_gguf(path, plan=plan, quantize=quantize, context=held, parallel=parallel or 1)
+    count = parallel or conversations(gguf, tokens, min(lines, thread_count()))
+    # the last digits depend on the number of threads, so that `parallel` has no part in it
+    threads = before.get("threads") or max(1, thread_count() // lines)
+    say(f"At work at once: {count} lines, on {threads} thread{'s' * (threads > 1)} each")
     facts |= {"engine": chosen, "gguf": gguf.name, "context": tokens, "threads": threads}
     start = partial(start_server, gguf, context=tokens, name=name, public=embeds, threads=threads, alike=True)
     fixed = {"cache_prompt": False}  # an answer shall not depend on what was asked before

@@ -20,7 +20,7 @@ def batch(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="The answers; the file appears when it is complete.")],
     engine: options.Engine = "auto",
     parallel: Annotated[
-        int | None, typer.Option(metavar="N", help="Lines at work at once; 4, or as many as there are cores, unless given.")
+        int | None, typer.Option(metavar="N", help="Lines at work at once; as many as there are cores unless given.")
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message for lines that have none.")] = None,
     max_new_tokens: Annotated[int, typer.Option(parser=count, metavar="N", help="Longest answer, unless a line says.")] = 256,

@@ -75,7 +75,9 @@ IdentityInit = Annotated[
 As = Annotated[str | None, typer.Option("--as", metavar="llama", help="Turn a Mistral checkpoint into the Llama architecture.")]
 
 Data = Annotated[list[Path], typer.Option(metavar="PATH", help="Text: .txt, .md or .jsonl; several may follow.")]
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where a checkpoint runs, such as cpu or cuda.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Where a checkpoint runs, such as cpu or cuda; auto fills all GPUs first.")
+]
 Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="What it computes in: float32, bfloat16 or float16.")]
 Engine = Annotated[
     str, typer.Option(metavar="NAME|URL", help="auto, llamacpp, transformers, or the URL of a server of OpenAI's protocol.")
@@ -83,6 +85,10 @@ Engine = Annotated[
 Context = Annotated[
     int | None, typer.Option(parser=count, metavar="N", help="Hold N tokens of prompt and answer; what fits unless given.")
 ]
+Draft = Annotated[
+    str | None, typer.Option(metavar="MODEL|ngram|auto", help="Let it guess the next tokens; auto keeps it if it is faster.")
+]
 Quantize = Annotated[
-    str | None, typer.Option(metavar="TYPE", help="The format llama.cpp runs a checkpoint in; Q8_0 unless given.")
+    str | None,
+    typer.Option(metavar="TYPE", help="The format a checkpoint runs in: llama.cpp's (Q8_0 unless given), or 4bit or 8bit."),
 ]

@@ -42,6 +42,7 @@ def generate(
     quantize: options.Quantize = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    draft: options.Draft = None,
     drop: options.Drop = None,
     layers: options.Layers = None,
     repeat: options.Repeat = None,
@@ -63,17 +64,20 @@ def generate(
         model, _prompt(prompt, file), engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
         seed=seed, greedy=greedy, stop=stop, json_schema=None if json_schema is None else _schema(json_schema), raw=raw,
         on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context, quantize=quantize,
-        device=device, dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
+        device=device, dtype=dtype, draft=draft, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
         identity_init=identity_init,
     )  # fmt: skip
     if json:
         print_json(found)
         return
     print()
+    drafted = ""
+    if found.draft_tokens is not None:
+        drafted = f", {found.draft_accepted} of {found.draft_tokens} guessed tokens accepted"
     energy = "" if found.energy_joules is None else f", {format_energy(found.energy_joules)}"
     print(
         f"{found.completion_tokens} tokens in {format_seconds(found.seconds)},"
-        f" {found.tokens_per_second:.1f} tokens/s, first after {format_seconds(found.first_token_seconds)}{energy}"
+        f" {found.tokens_per_second:.1f} tokens/s, first after {format_seconds(found.first_token_seconds)}{drafted}{energy}"
         f" ({found.finish_reason})",
         file=sys.stderr,
     )

@@ -55,6 +55,7 @@ def start_server(
     parallel: int = 1,
     public: bool = False,
     threads: int | None = None,
+    draft: Path | str | None = None,
     alike: bool = False,
 ) -> Server:
     """Load a GGUF into llama.cpp's server.
@@ -66,6 +67,7 @@ def start_server(
         parallel: conversations at once.
         public: with what people want of a server: the web page, metrics and embeddings.
         threads: to compute with; as many as `OMP_NUM_THREADS` says or there are cores unless given.
+        draft: a GGUF that guesses the next tokens, or `ngram` for the text so far.
         alike: one of several servers of the same file, which shall hold its weights once.
 
     Raises:
@@ -75,7 +77,7 @@ def start_server(
     """
     require_xllamacpp()
     key = secrets.token_urlsafe()
-    request = Request(gguf, context or CONTEXT, key, name, parallel, public, threads, alike)
+    request = Request(gguf, context or CONTEXT, key, name, parallel, public, threads, draft, alike)
     child = start("deepen.engine.llamacpp_child", gguf, request)
     try:
         ready = child.receive()
@@ -92,6 +94,7 @@ class LlamacppEngine:
     Args:
         gguf: the model file.
         context: tokens to hold at most.
+        draft: a GGUF that guesses the next tokens, or `ngram` for the text so far.
 
     Raises:
         MissingDependencyError: xllamacpp is not installed.
@@ -101,8 +104,9 @@ class LlamacppEngine:
 
     name = "llamacpp"
 
-    def __init__(self, gguf: Path, *, context: int | None = None) -> None:
-        server = start_server(gguf, context=context)
+    def __init__(self, gguf: Path, *, context: int | None = None, draft: Path | str | None = None) -> None:
+        self._drafts = draft is not None
+        server = start_server(gguf, context=context, draft=draft)
         self._child, self._address, self._key = server.child, server.address, server.key
         self.context: int | None = server.context
         self.has_template = server.has_template
@@ -157,11 +161,17 @@ class LlamacppEngine:
                     raise MachineError(f"llama.cpp stopped: {event['error']['message']}", where=self._child.subject)
                 if event["stop"]:
                     reason: FinishReason = "length" if event["stop_type"] == "limit" else "stop"
-                    yield Chunk(event["content"], reason, len(tokens), event["tokens_predicted"])
+                    counts = event["timings"]
+                    drafted = (counts.get("draft_n", 0), counts.get("draft_n_accepted", 0)) if self._drafts else ()
+                    yield Chunk(event["content"], reason, len(tokens), event["tokens_predicted"], *drafted)
                     return
                 if event["content"]:
                     yield Chunk(event["content"])
         raise self._child.died()
+
+    def without_draft(self) -> LlamacppEngine:
+        """The same model in another child process; see `Engine.without_draft`."""
+        return LlamacppEngine(self._child.subject, context=self.context)
 
     def close(self) -> None:
         """End the child process."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from deepen.engine.draft import NGRAM
 from deepen.engine.libllama import read_metadata
 from deepen.engine.process import answer, log_tail, request_from_parent, thread_count
 from deepen.engine.tool_template import with_tools
-from deepen.errors import CheckpointError, DeepenError
+from deepen.errors import CheckpointError, DeepenError, MissingDependencyError
 
 _CACHE_MIB = 512  # of keys and values of earlier prompts
 
@@ -25,6 +27,7 @@ class Request:
     parallel: int = 1  # conversations at once
     public: bool = False  # for people: the web page, metrics and embeddings, and prompts kept for the next request
     threads: int | None = None  # to compute with; `thread_count()` unless given
+    draft: Path | str | None = None  # a GGUF that guesses the next tokens, or `ngram`
     alike: bool = False  # one of several processes that run the same file: its weights are held once
 
 
@@ -81,6 +84,8 @@ def _serve(request: Request) -> tuple[object, Ready]:
         batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
         parameters.n_ubatch = parameters.n_batch = batch + -batch % request.parallel
     parameters.cache_ram_mib = _CACHE_MIB if request.public else 0  # alone, a conversation stays in its slot
+    if request.draft is not None:
+        _draft(parameters, request.draft, request.threads or thread_count())
     parameters.verbosity = 2  # errors and warnings
     try:
         server = xllamacpp.Server(parameters)
@@ -91,3 +96,23 @@ def _serve(request: Request) -> tuple[object, Ready]:
             next="check that the file is complete, and that its architecture is one that llama.cpp knows",
         ) from None
     return server, Ready(server.listening_address, context, metadata.template is not None, uses_gpu)
+
+
+def _draft(parameters: Any, draft: Path | str, threads: int) -> None:
+    """Let a model, or the text so far, guess the next tokens. The wheel's names for this change with llama.cpp's."""
+    import xllamacpp
+
+    try:
+        kinds, speculative = xllamacpp.common_speculative_type, parameters.speculative
+        if draft == NGRAM:
+            speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+            return
+        speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        speculative.draft.mparams.path = str(draft)
+        speculative.draft.cpuparams.n_threads = speculative.draft.cpuparams_batch.n_threads = threads
+    except AttributeError as error:
+        raise MissingDependencyError(
+            f"this build of xllamacpp has other names for drafts ({error})",
+            where="--draft",
+            next="leave --draft away, or pip install 'deepen[run]' in a fresh environment",
+        ) from error

@@ -124,6 +124,10 @@ class OpenAIEngine:
             raise NetworkError("the answer broke off", where=self.address.geturl(), next="run again")
         yield Chunk("", reason, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0))
 
+    def without_draft(self) -> OpenAIEngine:
+        """This engine, which has none."""
+        return self
+
     def close(self) -> None:
         """Nothing to give back."""
 

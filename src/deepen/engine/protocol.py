@@ -29,6 +29,10 @@ class Chunk:
     finish_reason: FinishReason | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    draft_tokens: int | None = None
+    """Guessed by a draft; None without one."""
+    draft_accepted: int | None = None
+    """Of these, the ones that the model agreed with."""
 
 
 class Engine(Protocol):
@@ -81,6 +85,10 @@ class Engine(Protocol):
             UnsupportedModelError: the chat template cannot render the messages, or the engine knows no schemas.
             MachineError: the engine died.
         """
+        ...
+
+    def without_draft(self) -> Engine:
+        """The same model without its draft, to be closed by itself."""
         ...
 
     def close(self) -> None:

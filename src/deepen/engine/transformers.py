@@ -5,10 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.engine.draft import NGRAM
 from deepen.engine.protocol import TOP_K, TOP_P, Chunk, FinishReason, Message, Prompt, new_tokens
 from deepen.engine.text import Detokenizer, StopStrings
 from deepen.errors import CheckpointError, MissingDependencyError, UnsupportedModelError
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_LOOKUP_TOKENS = 10  # that the text so far guesses
 _CONTEXT_TOKENS = 8  # the end of the prompt, decoded with the answer: some tokenizers drop the space before a first word
 
 
@@ -26,8 +29,10 @@ class TransformersEngine:
     Args:
         model: a checkpoint folder, a Hub id or a GGUF file (which is decoded).
         plan: plan options for a virtual deepened model.
-        device: such as `cpu` or `cuda:0`.
+        device: such as `cpu` or `cuda:0`; `auto` for GPUs and main memory together.
         dtype: such as `float32`.
+        quantize: `4bit` or `8bit`.
+        draft: a model that guesses the next tokens, or `ngram` for the text so far.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -43,6 +48,8 @@ class TransformersEngine:
         plan: Mapping[str, Any] | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
+        draft: Path | str | None = None,
     ) -> None:
         for package in ("torch", "transformers"):
             if find_spec(package) is None:
@@ -54,7 +61,7 @@ class TransformersEngine:
         from deepen.model import load
 
         self._source = model
-        self._model, tokenizer = load(model, plan or None, dtype=dtype, device=device)
+        self._model, tokenizer = load(model, plan or None, dtype=dtype, device=device, quantize=quantize)
         if tokenizer is None:
             raise CheckpointError("the model has no tokenizer", where=model, next="add the tokenizer files of its base")
         self._tokenizer = tokenizer
@@ -62,6 +69,11 @@ class TransformersEngine:
         self._ends: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         # generate() would mix the checkpoint's sampling settings into ours, and warn where the two do not fit together
         self._model.generation_config = GenerationConfig()
+        self._draft: PreTrainedModel | str | None = draft if draft is None or draft == NGRAM else None
+        if draft is not None and draft != NGRAM:
+            guessing, _ = load(draft, dtype=dtype, device=device)
+            guessing.generation_config = GenerationConfig()
+            self._draft = guessing
         self.context: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.has_template = self._tokenizer.chat_template is not None
         self.uses_gpu: bool | None = self._model.device.type == "cuda"
@@ -107,13 +119,14 @@ class TransformersEngine:
         limit = new_tokens(len(tokens), max_new_tokens, self.context)
         detokenizer, stops = Detokenizer(self._tokenizer, tokens[-_CONTEXT_TOKENS:]), StopStrings(stop)
         count, last = 0, -1
-        generated = _generate(self._model, tokens, self._ends, limit, temperature, seed)
+        passes: list[int] = []  # tokens that the model looks at in each
+        generated = _generate(self._model, tokens, self._ends, limit, temperature, seed, self._draft, passes)
         try:
             for last in generated:
                 count += 1
                 text, found = stops.add(detokenizer.add(last))
                 if found:
-                    yield Chunk(text, "stop", len(tokens), count)
+                    yield Chunk(text, "stop", len(tokens), count, *self._drafted(passes, len(tokens), count))
                     return
                 if text:
                     yield Chunk(text)
@@ -121,11 +134,25 @@ class TransformersEngine:
             generated.close()
         reason: FinishReason = "stop" if last in self._ends else "length"
         text, found = stops.add(detokenizer.rest())
-        yield Chunk(text if found else text + stops.rest(), "stop" if found else reason, len(tokens), count)
+        text, reason = (text, "stop") if found else (text + stops.rest(), reason)
+        yield Chunk(text, reason, len(tokens), count, *self._drafted(passes, len(tokens), count))
+
+    def without_draft(self) -> TransformersEngine:
+        """The same model; see `Engine.without_draft`."""
+        plain = copy(self)
+        plain._draft = None
+        return plain
 
     def close(self) -> None:
         """Give back the model's memory."""
         del self._model
+
+    def _drafted(self, passes: Sequence[int], prompt: int, count: int) -> tuple[int, ...]:
+        """Tokens guessed and accepted: a pass looks at the prompt, or at the last token, and at the guess that follows it."""
+        if self._draft is None:
+            return ()
+        guessed = sum(passes) - prompt - (len(passes) - 1)
+        return guessed, min(guessed, max(0, count - len(passes)))
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer(text, add_special_tokens=add_special)["input_ids"]
@@ -133,7 +160,14 @@ class TransformersEngine:
 
 
 def _generate(
-    model: PreTrainedModel, tokens: list[int], ends: list[int], limit: int, temperature: float, seed: int | None
+    model: PreTrainedModel,
+    tokens: list[int],
+    ends: list[int],
+    limit: int,
+    temperature: float,
+    seed: int | None,
+    draft: PreTrainedModel | str | None,
+    passes: list[int],
 ) -> Generator[int]:
     """Run `model.generate` in a thread and yield each new token as it comes; closing the iterator ends the thread."""
     import torch
@@ -157,14 +191,18 @@ def _generate(
     def is_cancelled(input_ids: torch.Tensor, _scores: torch.Tensor) -> torch.Tensor:
         return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
 
+    def note(_model: object, _arguments: object, named: dict[str, Any]) -> None:
+        passes.append(named["input_ids"].shape[1])
+
     sampling = {"do_sample": True, "temperature": temperature, "top_k": TOP_K, "top_p": TOP_P} if temperature > 0 else {}
     config = GenerationConfig(
         max_new_tokens=limit,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,  # a single sequence is never padded; without one generate() warns
         use_cache=True,
-        **({"do_sample": False} | sampling),
+        **({"do_sample": False} | sampling | ({"prompt_lookup_num_tokens": _LOOKUP_TOKENS} if draft == NGRAM else {})),
     )
+    assistant = {} if draft is None or draft == NGRAM else {"assistant_model": draft}
     ids = torch.tensor([tokens], device=model.device)
 
     def work() -> None:
@@ -181,11 +219,13 @@ def _generate(
                     generation_config=config,
                     streamer=Streamer(),
                     stopping_criteria=StoppingCriteriaList([is_cancelled]),
+                    **assistant,
                 )
             arrived.put(None)
         except BaseException as error:  # raised again where the tokens are read
             arrived.put(error)
 
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
     thread = threading.Thread(target=work, name="deepen-generate", daemon=True)
     thread.start()
     try:
@@ -196,3 +236,4 @@ def _generate(
     finally:
         cancelled.set()
         thread.join()
+        hook.remove()
