@@ -86,3 +86,9 @@ Context = Annotated[
 Quantize = Annotated[
     str | None, typer.Option(metavar="TYPE", help="The format llama.cpp runs a checkpoint in; Q8_0 unless given.")
 ]
+Trim = Annotated[
+    str | None,
+    typer.Option(
+        metavar="oldest", help="Leave out the oldest turns, or tokens of a --raw prompt, that do not fit the context."
+    ),
+]

@@ -35,6 +35,7 @@ def generate(
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End the answer here; may be given again.")] = [],  # noqa: B006
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this schema.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt without the chat template.")] = False,
+    trim: options.Trim = None,
     show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Print the rendered prompt on stderr.")] = False,
     context: options.Context = None,
     quantize: options.Quantize = None,
@@ -60,8 +61,8 @@ def generate(
     found = answer(
         model, _prompt(prompt, file), engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
         seed=seed, greedy=greedy, stop=stop, json_schema=None if json_schema is None else _schema(json_schema), raw=raw,
-        on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context, quantize=quantize,
-        device=device, dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
+        trim=trim, on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context,
+        quantize=quantize, device=device, dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
         identity_init=identity_init,
     )  # fmt: skip
     if json:
