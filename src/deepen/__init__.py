@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepen.chat import chat
     from deepen.doctor import doctor
     from deepen.evaluate import evaluate
     from deepen.export import export
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "align",
+    "chat",
     "doctor",
     "evaluate",
     "export",
@@ -47,6 +49,7 @@ __all__ = [
 _HOME = {
     "Plan": "deepen.plan",
     "align": "deepen.train.align",
+    "chat": "deepen.chat",
     "doctor": "deepen.doctor",
     "evaluate": "deepen.evaluate",
     "export": "deepen.export",

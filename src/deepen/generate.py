@@ -13,7 +13,7 @@ from typing import Any
 from deepen.engine import Chunk, Engine, FinishReason, Message, Prompt
 from deepen.engine.request import check_request, trim_oldest
 from deepen.errors import OptionError
-from deepen.prepare import open_engine
+from deepen.prepare import given, open_engine
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,7 @@ def generate(
     temperature = 0.0 if greedy else temperature
     check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=trim, engine=engine)
     _check(stop=stop, system=system, raw=raw)
-    options: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "drop": drop,
-            "layers": layers,
-            "repeat": repeat,
-            "expand": expand,
-            "plan": plan,
-            "identity_init": identity_init or None,
-        }.items()
-        if value is not None
-    }
+    options = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     opened = open_engine(model, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize)
     with closing(opened):
         asked = prompt if raw else _prompt(opened, prompt, system)

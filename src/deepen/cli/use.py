@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepen.cli import options
+from deepen.cli import chat, options
 from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_path, print_text
 from deepen.errors import DataError, OptionError, printable
@@ -18,6 +18,7 @@ from deepen.units import format_seconds
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     app.command(rich_help_panel="Run")(generate)
+    chat.register(app)
     app.command(rich_help_panel="Run")(serve)
     app.command(rich_help_panel="Run")(export)
 
