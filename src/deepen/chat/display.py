@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _FRAME_SECONDS = 0.05
 _WAITING = "…"
 _FRAME_START, _FRAME_END = "\x1b[?2026h", "\x1b[?2026l"  # a terminal that knows it shows what lies between in one go
+_CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 _PASTE_ON, _PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 
 
@@ -78,32 +79,33 @@ class Rendered:
             self._draw()
 
     def end(self) -> None:
-        """Render what is left."""
-        self._write(self._pending, [])
+        """Render what is left, and leave a line free."""
+        self._write(split_blocks(self._pending), [])
         self._pending = ""
+        print(file=self._stream, flush=True)
 
     def _draw(self) -> None:
-        finished, self._pending = split_blocks(self._pending)
+        *finished, self._pending = split_blocks(self._pending) or [self._pending]
         width, height = screen_size(self._stream)
         # a column is left free, so that no line wraps; of a high block its end is shown
         lines = _wrapped(printable(self._pending.strip("\n")), width - 1)[-max(1, height - 2) :]
         self._write(finished, lines if lines or self._printed or finished else [_WAITING])
         self._drawn = time.monotonic()
 
-    def _write(self, finished: str, tail: list[str]) -> None:
+    def _write(self, finished: list[str], tail: list[str]) -> None:
         width, height = screen_size(self._stream)
-        frame = ""
+        start = ""
         if self._tail:
             rows = sum(max(1, -(-_cells(line) // width)) for line in self._tail)  # as a terminal that was resized wrapped them
-            up = min(rows, height) - 1
-            frame = "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J"
-        if finished.strip():
-            frame += "\n" * self._printed + _rendered(finished, width, self._stream)
+            start = "\r" + f"\x1b[{min(rows, height) - 1}A" * (min(rows, height) > 1)
+        lines: list[str] = []
+        for block in finished:
+            lines += [""] * self._printed + _rendered(block, width - 1, self._stream)
             self._printed = True
-        if tail and self._printed:
-            tail = ["", *tail]
-        self._tail = tail
-        print(_FRAME_START + frame + "\n".join(tail) + _FRAME_END, end="", file=self._stream, flush=True)
+        self._tail = [""] * bool(tail and self._printed) + tail
+        # line by line over the old ones: to clear the screen from its first line would fill the scrollback of some terminals
+        frame = "\n".join(line + _CLEAR_LINE for line in lines + (self._tail or [""]))
+        print(_FRAME_START + start + frame + _CLEAR_BELOW + _FRAME_END, end="", file=self._stream, flush=True)
 
 
 def make_display(stream: TextIO) -> Display:
@@ -111,13 +113,12 @@ def make_display(stream: TextIO) -> Display:
     return Rendered(stream) if stream.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"} else Plain(stream)
 
 
-def split_blocks(text: str) -> tuple[str, str]:
-    """Markdown that is still coming, as the blocks that nothing to come can change, and the rest."""
+def split_blocks(text: str) -> list[str]:
+    """Markdown as its blocks: paragraphs, lists, code. Whatever comes after a text can change only its last block."""
     starts = [token.map[0] for token in _parser().parse(text) if token.level == 0 and token.map and token.nesting >= 0]
-    if len(starts) < 2:
-        return "", text
     lines = text.split("\n")
-    return "\n".join(lines[: starts[-1]]), "\n".join(lines[starts[-1] :])
+    ends = [*starts[1:], len(lines)][: len(starts)]
+    return ["\n".join(lines[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 def screen_size(stream: TextIO) -> tuple[int, int]:
@@ -148,24 +149,33 @@ def hushed(keyboard: TextIO, screen: TextIO) -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def _rendered(text: str, width: int, stream: TextIO) -> str:
-    """Markdown as lines for a terminal, each ended."""
+def _rendered(text: str, width: int, stream: TextIO) -> list[str]:
+    """A block of Markdown as lines for a terminal; neither the first nor the last is empty."""
     from rich.console import Console
     from rich.markdown import Markdown
     from rich.segment import Segment, Segments
+    from rich.theme import Theme
 
     markdown = Markdown("", code_theme="ansi_dark", hyperlinks=False)
-    markdown.markup, markdown.parsed = text, _parser().parse(text)
+    markdown.markup, markdown.parsed = text, _parser().parse(printable(text))
     for token in markdown.parsed:
         for child in token.children or ():
             if child.type == "softbreak":  # models end lines where they mean it
                 child.type = "hardbreak"
-    console = Console(file=stream, width=width, force_terminal=True, highlight=False)
+    # a background of its own would be a hole in a light screen
+    theme = Theme({"markdown.code": "bold cyan", "markdown.code_block": "cyan"})
+    console = Console(file=stream, width=width, force_terminal=True, theme=theme)
+    # printable once more, since Markdown can write a character as a number
     lines = console.render_lines(markdown, console.options.update(width=width), pad=False)
-    shown = [[*(Segment(printable(each.text), each.style) for each in line), Segment.line()] for line in lines]
     with console.capture() as capture:
-        console.print(Segments([each for line in shown for each in line]), end="", soft_wrap=True)
-    return capture.get()
+        for line in lines:
+            shown = [Segment(printable(each.text), each.style) for each in line]
+            while shown and not shown[-1].text.strip():
+                shown.pop()
+            if shown:
+                shown.append(Segment(shown[-1].text.rstrip(), shown.pop().style))
+            console.print(Segments([*shown, Segment.line()]), end="", soft_wrap=True)
+    return capture.get().strip("\n").split("\n")
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -187,5 +197,5 @@ def _cells(line: str) -> int:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    # HTML is text that the reader should see
-    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
+    # HTML and the targets of references are text, which the reader should see
+    return MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable("reference")
