@@ -39,17 +39,20 @@ class Plain:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._any = False
 
     def begin(self) -> None:
         """Nothing is shown yet."""
+        self._any = False
 
     def add(self, text: str) -> None:
         """A piece of the answer."""
+        self._any = True
         print(printable(text), end="", file=self._stream, flush=True)
 
     def end(self) -> None:
         """The end of its last line."""
-        print(file=self._stream, flush=True)
+        print(end="\n" * self._any, file=self._stream, flush=True)
 
 
 class Rendered:
