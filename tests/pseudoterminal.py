@@ -11,7 +11,7 @@ import termios
 import time
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b[=>]|\x1b\][^\x07]*\x07")
-_SECONDS = 120.0
+_SECONDS = 60.0
 
 
 class PseudoTerminal:

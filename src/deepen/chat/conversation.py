@@ -127,12 +127,14 @@ def read_file(path: Path) -> tuple[Turns, str]:
     """A conversation from a file that `/save` wrote, or from any JSONL file of `messages`, and a word on what was left.
 
     Raises:
-        DataError: the file holds none.
+        DataError: the file cannot be read, or holds none.
         OptionError: its name ends in neither `.md` nor `.jsonl`.
     """
     kind = _kind(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror})", where=path, next="check the path") from error
     except UnicodeDecodeError as error:
         raise DataError("not a text in UTF-8", where=path, next="convert it to UTF-8") from error
     if kind == "markdown":

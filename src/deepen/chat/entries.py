@@ -75,12 +75,13 @@ def read_entries(stream: TextIO) -> Iterator[Entry]:
     held = ""
     try:
         for line in stream:
+            line.encode()  # in some locales, bytes that are no UTF-8 come as halves of characters
             held += line
             if not is_open(held):
                 if entry := parse_entry(held):
                     yield entry
                 held = ""
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise DataError("not a text in UTF-8", where="stdin", next="convert it to UTF-8") from error
     if entry := parse_entry(held):
         yield entry
