@@ -108,7 +108,8 @@ def test_each_line_and_each_block_of_a_pipe_is_a_turn_and_stdout_has_the_answers
 def test_a_pipe_has_commands_too(gguf, data, expected, tmp_path):
     script = [
         "/system Be brief", "Hello", "/regen", "/edit Bye", "/undo", " /help me", "/stats", "/chats", "/show",
-        f"/save {tmp_path}/a.md", f"/save {tmp_path}/a.jsonl", f"/save {tmp_path}/a.jsonl", "/help", "/clear", "Hi", "/quit", "no",
+        f"/save {tmp_path}/a.md", f"/save {tmp_path}/a.jsonl", f"/save {tmp_path}/a.jsonl",
+        "/help", "/clear", "Hi", "/quit", "no",
     ]  # fmt: skip
     out, err = piped("\n".join(script), gguf, *SHORT)
     hello, bye = expected("Hello", system="Be brief"), expected("Bye", system="Be brief")
@@ -186,7 +187,7 @@ def test_a_conversation_that_is_too_long_is_refused_with_both_numbers_or_trimmed
 
 
 def test_an_engine_that_dies_is_started_again_and_the_chat_goes_on(slow, data):
-    words = command(slow, "--greedy", "--max-new-tokens", "4000")
+    words = command(slow, "--greedy", "--max-new-tokens", "1500")
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:
         chat.stdin.write("Go\n")
         chat.stdin.flush()
@@ -222,7 +223,15 @@ def test_an_interrupt_in_a_pipe_keeps_what_came(slow, data):
 
 def test_bad_input_is_explained(gguf, data, tmp_path, capsys):
     _, err = piped("/nope\n/load\n/load none.md\n/load 7\n/save a.txt\n/regen now\n/regen\n/edit\n", gguf, code=2)
-    for said in ("/nope is no command", "needs a file", "none.md", "no chat 7", "nothing to save", "takes nothing", "no message"):
+    for said in (
+        "/nope is no command",
+        "needs a file",
+        "none.md",
+        "no chat 7",
+        "nothing to save",
+        "takes nothing",
+        "no message",
+    ):
         assert said in err
     done = subprocess.run(command(gguf, *SHORT), input=b"\xff\xfe\n", capture_output=True)
     assert (done.returncode, done.stdout) == (2, b"")

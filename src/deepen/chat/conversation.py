@@ -102,7 +102,7 @@ def to_markdown(turns: Turns) -> str:
 def from_markdown(text: str) -> Turns:
     """What `to_markdown` wrote; what stands before the first heading is no part of it."""
     headings = list(_HEADING.finditer(text))
-    ends = [heading.start() for heading in headings[1:]] + [len(text) + 1]
+    ends = [*(heading.start() for heading in headings[1:]), len(text) + 1][: len(headings)]
     roles: dict[str, Role] = {title: role for role, title in _TITLES.items()}
     return tuple(
         Turn(

@@ -88,7 +88,7 @@ class Rendered:
         print(file=self._stream, flush=True)
 
     def _draw(self) -> None:
-        *finished, self._pending = split_blocks(self._pending) or [self._pending]
+        finished, self._pending = finished_blocks(self._pending)
         width, height = screen_size(self._stream)
         # a column is left free, so that no line wraps; of a high block its end is shown
         lines = _wrapped(printable(self._pending.strip("\n")), width - 1)[-max(1, height - 2) :]
@@ -117,11 +117,18 @@ def make_display(stream: TextIO) -> Display:
 
 
 def split_blocks(text: str) -> list[str]:
-    """Markdown as its blocks: paragraphs, lists, code. Whatever comes after a text can change only its last block."""
+    """Markdown as its blocks: paragraphs, lists, code."""
     starts = [token.map[0] for token in _parser().parse(text) if token.level == 0 and token.map and token.nesting >= 0]
     lines = text.split("\n")
     ends = [*starts[1:], len(lines)][: len(starts)]
     return ["\n".join(lines[start:end]) for start, end in zip(starts, ends, strict=True)]
+
+
+def finished_blocks(text: str) -> tuple[list[str], str]:
+    """The blocks of a text that nothing after it can change, and the rest of it."""
+    whole = text.rfind("\n") + 1  # half a line may turn out to be of the block before
+    *finished, last = split_blocks(text[:whole]) or [""]
+    return (finished, last + text[whole:]) if finished else ([], text)
 
 
 def screen_size(stream: TextIO) -> tuple[int, int]:
