@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from deepen.chat.conversation import Turns, last_question, to_rows
 from deepen.chat.display import hushed, make_display
 from deepen.chat.entries import Keyboard, parse_entry, read_entries
-from deepen.chat.session import Failure, Session, Settings
+from deepen.chat.session import Failure, Session, Settings, counted
 from deepen.chat.store import Store, data_folder
 from deepen.energy import open_meter
 from deepen.engine import Engine
@@ -138,7 +138,7 @@ def chat(
         )
         stack.enter_context(closing(session))
         if number is not None:
-            session.tell(f"Chat {number} goes on after {len(turns)} turns.")
+            session.tell(f"Chat {number} goes on after {counted(len(turns), 'turn')}.")
         if system is not None:
             session.set_system(system)
         if keyboard is None:

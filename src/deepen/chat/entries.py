@@ -12,6 +12,7 @@ from deepen.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.formatted_text import AnyFormattedText
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 COMMANDS = {
@@ -20,7 +21,7 @@ COMMANDS = {
     "/undo": "take the last message and its answer back",
     "/edit": "[TEXT] change the last message and answer it",
     "/system": "[TEXT] show or set the system message; - takes it away",
-    "/save": "[FILE] write the chat to FILE.md or FILE.jsonl; --overwrite replaces one",
+    "/save": "[FILE] write the chat to a .md or .jsonl; --overwrite replaces one",
     "/load": "FILE|ID go on with a chat from a file, or with a kept one",
     "/chats": "list the kept chats",
     "/show": "print the whole chat",
@@ -30,8 +31,9 @@ COMMANDS = {
 }
 ALIASES = {"/?": "/help", "/exit": "/quit", "/bye": "/quit", "/new": "/clear", "/retry": "/regen"}
 HELP = (
-    'Enter sends. Alt-Enter, or \\ before Enter, begins a new line; so does Enter between """ and """.\n'
-    "Ctrl-C stops an answer. Up and Ctrl-R find what was entered before, Tab completes, Ctrl-X Ctrl-E opens $EDITOR."
+    "Enter sends. Alt-Enter, or \\ before Enter, begins a new line;\n"
+    'so does Enter between """ and """. Ctrl-C stops an answer.\n'
+    "Up and Ctrl-R find earlier entries, Tab completes, Ctrl-X Ctrl-E opens $EDITOR."
 )
 _BLOCK = '"""'
 _COMMAND = re.compile(r"(/[a-z?]+)(?:\s+(.*))?", re.DOTALL)
@@ -143,7 +145,12 @@ class Keyboard:
             KeyboardInterrupt: Ctrl-C.
             EOFError: Ctrl-D.
         """
-        return self._session.prompt(">>> ", placeholder=[("fg:ansibrightblack", hint)])
+        from prompt_toolkit.application import get_app
+
+        def placeholder() -> AnyFormattedText:
+            return "" if get_app().is_done else [("fg:ansibrightblack", hint)]
+
+        return self._session.prompt(">>> ", placeholder=placeholder)
 
     def revise(self, text: str) -> str:
         """What the user makes of a text; empty if the user thinks better of it."""

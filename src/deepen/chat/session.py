@@ -34,7 +34,7 @@ from deepen.units import format_energy, format_seconds
 
 _SEEDS = 2**32 - 1
 _SECONDS_TO_SAVE = 1.0  # at least this often, what came of an answer is kept
-_SHOWN = 60  # characters of a kept chat's first turn in a list
+_SHOWN = 40  # characters of a kept chat's first turn in a list
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Session:
             shown = Text(printable(text), style="" if "\n" in text else "dim")
             if text.startswith("error: "):
                 shown = Text.assemble(("error: ", "bold red"), printable(text.removeprefix("error: ")))
-            Console(file=self.notices).print(shown, soft_wrap=True)
+            Console(file=self.notices).print(shown, soft_wrap="\n" not in text)  # a path stays whole
         else:
             print(printable(text), file=self.notices, flush=True)
 
@@ -310,11 +310,11 @@ class Session:
             self._keep(turns)
         else:
             raise OptionError("/load needs a file or the number of a chat", next="enter /load FILE, or see /chats")
-        self.tell(f"Loaded {_count(len(turns), 'turn')}" + (f", {note}" if note else ""))
+        self.tell(f"Loaded {counted(len(turns), 'turn')}" + (f", {note}" if note else ""))
 
     def _list(self, _: str) -> None:
         rows = [
-            f"{each.id:>5}  {each.changed[:16].replace('T', ' ')}  {_count(each.turns, 'turn'):>9}  {_short(each.begins)}"
+            f"{each.id:>5}  {each.changed[:16].replace('T', ' ')}  {counted(each.turns, 'turn'):>9}  {_short(each.begins)}"
             for each in self.store.kept()
         ]
         self.tell("\n".join([*rows, "/load NUMBER goes on with one."]) if rows else "No chat is kept yet.")
@@ -338,15 +338,15 @@ class Session:
 
     def _statistics(self, _: str) -> None:
         answers = [turn for turn in self.turns if turn.role == "assistant"]
-        counted = [turn for turn in answers if turn.completion_tokens is not None]
-        tokens, seconds = sum(turn.completion_tokens or 0 for turn in counted), sum(turn.seconds for turn in counted)
+        ended = [turn for turn in answers if turn.completion_tokens is not None]
+        tokens, seconds = sum(turn.completion_tokens or 0 for turn in ended), sum(turn.seconds for turn in ended)
         rows = [
             ("model", f"{self.model}, engine {self.engine.name}"),
-            ("chat", f"{self.id or 'none yet'}, {_count(len(self.turns), 'turn')}, in {self.store.file}"),
+            ("chat", f"{self.id or 'none yet'}, {counted(len(self.turns), 'turn')}, in {self.store.file}"),
             ("generated", f"{tokens} tokens" + (f", {tokens / seconds:.1f} tokens/s" if seconds else "")),
         ]
-        if len(counted) < len(answers):
-            rows.append(("", f"without {_count(len(answers) - len(counted), 'answer')} that did not end by itself"))
+        if len(ended) < len(answers):
+            rows.append(("", f"without {counted(len(answers) - len(ended), 'answer')} that did not end by itself"))
         if self._prompt_tokens is not None:
             of = "" if self.engine.context is None else f" of {self.engine.context}"
             rows.append(("last prompt", f"{self._prompt_tokens}{of} tokens"))
@@ -359,7 +359,7 @@ class Session:
         measured = [turn.energy_joules for turn in answers if turn.energy_joules is not None]
         if not measured:
             return "not measured: the engine is elsewhere" if self.meter is None else self.meter.method
-        without = f", without {_count(len(answers) - len(measured), 'answer')}" if len(measured) < len(answers) else ""
+        without = f", without {counted(len(answers) - len(measured), 'answer')}" if len(measured) < len(answers) else ""
         return format_energy(sum(measured)) + (f", {self.meter.method}" if self.meter else "") + without
 
     def _clear(self, _: str) -> None:
@@ -373,5 +373,6 @@ def _short(text: str) -> str:
     return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 turn`, `2 turns`."""
     return f"{number} {noun}{'s' * (number != 1)}"
