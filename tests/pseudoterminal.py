@@ -25,7 +25,7 @@ class PseudoTerminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=os.environ | {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"} | environment,
+            env=os.environ | {"TERM": "xterm-256color"} | environment,
             preexec_fn=lambda: os.login_tty(slave),
         )
         os.close(slave)

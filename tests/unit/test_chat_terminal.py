@@ -206,6 +206,34 @@ def test_an_engine_that_dies_is_started_again_and_the_chat_goes_on(slow, data):
     assert turns(data)[0][1] == "Again"
 
 
+def test_an_engine_that_dies_twice_in_a_row_ends_the_chat(slow, data):
+    words = command(slow, "--greedy", "--max-new-tokens", "9000")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:
+        chat.stdin.write("Go\n/regen\nMore\n")
+        chat.stdin.flush()
+        engines = set()
+        for _ in range(2):
+            wait_for(lambda: set(children(chat.pid)) - engines and len(turns(data)) == 2)
+            (engine,) = set(children(chat.pid)) - engines
+            engines.add(engine)
+            os.kill(engine, signal.SIGKILL)
+            wait_for(lambda: engine not in children(chat.pid) or chat.poll() is not None)  # noqa: B023
+            wait_for(lambda: chat.poll() is not None or len(turns(data)) == 1 or children(chat.pid))
+        assert chat.wait(60) == 3
+    assert [role for role, _, _ in turns(data)] == ["user", "assistant"]
+
+
+def test_a_server_behind_a_url_chats_too(gguf, data, expected):
+    words = [sys.executable, "-m", "deepen", "serve", str(gguf), "--port", "0", "--json", "--context", "512"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        lines = iter(server.stdout.readline, "}\n")
+        address = json.loads("".join(lines) + "}")
+        out, err = piped("Hi\n/stats\n", "tiny", "--engine", address["url"], *SHORT)
+        server.terminate()
+    assert out == expected("Hi") + "\n"
+    assert "not measured: the engine is elsewhere" in err
+
+
 def test_an_interrupt_in_a_pipe_keeps_what_came(slow, data):
     words = command(slow, "--greedy", "--max-new-tokens", "9000")
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:

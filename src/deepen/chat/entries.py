@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -125,14 +126,16 @@ class Keyboard:
             from prompt_toolkit import PromptSession
             from prompt_toolkit.history import FileHistory
             from prompt_toolkit.input import create_input
-            from prompt_toolkit.output import create_output
+            from prompt_toolkit.output.vt100 import Vt100_Output
             from prompt_toolkit.shortcuts import CompleteStyle
         except ImportError as error:
             raise MissingDependencyError(
                 "a chat on a terminal needs the package prompt_toolkit", next="pip install 'deepen[run]'"
             ) from error
+        output = Vt100_Output.from_pty(screen, term=os.environ.get("TERM"))
+        output.enable_cpr = False  # not every terminal tells where its cursor is, and nothing here needs to know
         self._session: PromptSession[str] = PromptSession(
-            input=create_input(keyboard), output=create_output(screen), history=FileHistory(history), multiline=True,
+            input=create_input(keyboard), output=output, history=FileHistory(history), multiline=True,
             key_bindings=_keys(), completer=_completer(), complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE, reserve_space_for_menu=0, enable_open_in_editor=True,
             enable_suspend=True, prompt_continuation="... ",
