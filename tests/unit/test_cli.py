@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from deepen import cli
-from deepen.cli import build, judge, printing, recipes, run_program, train, use
+from deepen.cli import build, chat, judge, printing, recipes, run_program, train, use
 from deepen.errors import CheckpointError, Refuted, StorageError
 from deepen.recipe import STAGES
 from deepen.units import parse_bytes, parse_count
@@ -29,6 +29,7 @@ VERBS = {
     "align": (train.align, "deepen.train.align", "align"),
     "evaluate": (judge.evaluate, "deepen.evaluate", "evaluate"),
     "generate": (use.generate, "deepen.generate", "generate"),
+    "chat": (chat.chat, "deepen.chat", "chat"),
     "export": (use.export, "deepen.export", "export"),
     "run": (recipes.run, "deepen.pipeline", "run"),
     "check": (recipes.check, "deepen.pipeline", "check"),

@@ -258,6 +258,7 @@ class GenerateStage(PlannedStage):
     seed: Seed | None = None
     greedy: bool | None = None
     raw: bool | None = None
+    trim: Literal["oldest"] | None = None
     context: Count | None = None
     quantize: str | None = None
     device: str | None = None
