@@ -261,6 +261,7 @@ class GenerateStage(PlannedStage):
     trim: Literal["oldest"] | None = None
     context: Count | None = None
     quantize: str | None = None
+    draft: str | None = None
     device: str | None = None
     dtype: Precision | None = None
 
