@@ -344,6 +344,14 @@ def test_the_keys_of_the_prompt(gguf, data, expected):
     assert said == ["one\ntwo\nthree", "four\nfive", "one\ntwo\nthree six"]
 
 
+def test_what_is_typed_before_it_is_asked_for_is_not_lost(gguf, data, expected):
+    with PseudoTerminal(command(gguf, *SHORT)) as chat:
+        chat.send("one\rtwo\r" + "z" * 100 + "\r/quit\r")
+        assert chat.wait() == 0
+    assert [text for role, text, _ in turns(data) if role == "user"] == ["one", "two", "z" * 100]
+    assert turns(data)[1][1] == expected("one")
+
+
 def test_file_names_are_completed_after_save_and_load(gguf, data, tmp_path):
     (tmp_path / "conversation-one.jsonl").write_text('{"messages": [{"role": "user", "content": "Grüße"}]}\n')
     with terminal(gguf, *SHORT) as chat:

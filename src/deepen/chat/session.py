@@ -87,6 +87,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.engine = self.open()
+        self._kept = len(self.turns)  # so many stand on disk as they are here
         self._answers = 0
         self._restarted = False  # since the last answer
         self._over = False  # there is no engine any more
@@ -123,13 +124,15 @@ class Session:
         self._answer()
 
     def _keep(self, turns: Turns, start: int = 0) -> None:
-        """Make these the conversation, here and on disk; the turns before `start` are kept already."""
+        """Make these the conversation, here and on disk; the turns before `start` are as they were."""
         self.turns = turns
         if self.id is None:
             if last_question(turns) is None:
                 return  # a system message alone is no conversation
-            self.id, start = self.store.new(self.model), 0
-        self.store.save(self.id, turns, start)
+            self.id, self._kept = self.store.new(self.model), 0
+        self._kept = min(self._kept, start)  # fewer than there were where the disk was full
+        self.store.save(self.id, turns, self._kept)
+        self._kept = len(turns)
 
     def _answer(self) -> None:
         asked: Prompt = messages(self.turns)
@@ -303,7 +306,7 @@ class Session:
             turns, note = self.store.load(int(text)), ""
             if not turns:
                 raise OptionError(f"there is no chat {text}", next="see /chats")
-            self.turns, self.id = turns, int(text)
+            self.turns, self.id, self._kept = turns, int(text), len(turns)
         elif text:
             turns, note = read_file(Path(text).expanduser())
             self.id = None
