@@ -206,6 +206,22 @@ def test_an_engine_that_dies_is_started_again_and_the_chat_goes_on(slow, data):
     assert turns(data)[0][1] == "Again"
 
 
+def test_an_engine_that_dies_between_turns_is_started_again_too(gguf, data, expected):
+    words = command(gguf, *SHORT, "--trim", "oldest")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:
+        chat.stdin.write("one\n")
+        chat.stdin.flush()
+        assert chat.stdout.readline() == expected("one") + "\n"
+        (engine,) = children(chat.pid)
+        os.kill(engine, signal.SIGKILL)
+        chat.stdin.write("/regen\ntwo\n")  # the first finds it dead, and loses nothing
+        chat.stdin.flush()
+        chat.stdin.close()
+        assert chat.stdout.read() == expected("one", expected("one"), "two") + "\n"
+    assert chat.returncode == 3
+    assert [text for _, text, _ in turns(data)][:3] == ["one", expected("one"), "two"]
+
+
 def test_an_engine_that_dies_twice_in_a_row_ends_the_chat(slow, data):
     words = command(slow, "--greedy", "--max-new-tokens", "9000")
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:

@@ -121,7 +121,7 @@ class Session:
 
     def _say(self, text: str) -> None:
         self._keep((*self.turns, Turn("user", whole(text))), len(self.turns))
-        self._answer()
+        self._answer(len(self.turns))
 
     def _keep(self, turns: Turns, start: int = 0) -> None:
         """Make these the conversation, here and on disk; the turns before `start` are as they were."""
@@ -134,14 +134,8 @@ class Session:
         self.store.save(self.id, turns, self._kept)
         self._kept = len(turns)
 
-    def _answer(self) -> None:
-        asked: Prompt = messages(self.turns)
-        if self.settings.trim:
-            fitted = trim_oldest(self.engine, asked, self.settings.max_new_tokens)
-            if str(fitted):
-                self.tell(str(fitted))
-            asked = fitted.prompt
-        place = len(self.turns)
+    def _answer(self, place: int) -> None:
+        """Answer the turns before `place`. What stands there is replaced as soon as there is something in its place."""
         pieces: list[str] = []
         joules = self._joules()
         start = saved = time.monotonic()
@@ -155,8 +149,9 @@ class Session:
             return Turn("assistant", whole("".join(pieces)), stopped, tokens, time.monotonic() - start, energy)
 
         with Interrupt() as interrupt:
-            self.display.begin()
             try:
+                asked = self._fitting(messages(self.turns[:place]))
+                self.display.begin()
                 chunks = self.engine.stream(
                     asked,
                     max_new_tokens=self.settings.max_new_tokens,
@@ -193,6 +188,15 @@ class Session:
                 self.tell("(the model gave no text; /regen asks it again)")
             if interrupt.asked:
                 raise KeyboardInterrupt
+
+    def _fitting(self, asked: Prompt) -> Prompt:
+        """What fits the context, if that is asked for; what is left out is said."""
+        if not self.settings.trim:
+            return asked
+        fitted = trim_oldest(self.engine, asked, self.settings.max_new_tokens)
+        if str(fitted):
+            self.tell(str(fitted))
+        return fitted.prompt
 
     def _recover(self, problem: DeepenError) -> None:
         """Show what went wrong with an answer; an engine that died is started again, once."""
@@ -261,9 +265,7 @@ class Session:
         return place
 
     def _regenerate(self, _: str) -> None:
-        place = self._question() + 1
-        self._keep(self.turns[:place], place)
-        self._answer()
+        self._answer(self._question() + 1)
 
     def _undo(self, _: str) -> None:
         place = self._question()
@@ -278,7 +280,7 @@ class Session:
         if not text.strip():
             raise OptionError("/edit needs the new text", next="enter /edit TEXT")
         self._keep((*self.turns[:place], Turn("user", whole(text))), place)
-        self._answer()
+        self._answer(place + 1)
 
     def set_system(self, text: str | None) -> None:
         """Put the conversation under a system message, or under none."""
