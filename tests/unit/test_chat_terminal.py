@@ -250,20 +250,24 @@ def test_a_server_behind_a_url_chats_too(gguf, data, expected):
     assert "not measured: the engine is elsewhere" in err
 
 
-def test_an_interrupt_in_a_pipe_keeps_what_came(slow, data):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGPIPE])
+def test_an_interrupt_in_a_pipe_keeps_what_came(slow, data, number):
     words = command(slow, "--greedy", "--max-new-tokens", "9000")
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as chat:
         chat.stdin.write("Go\n")
         chat.stdin.flush()
         begun = chat.stdout.read(20)
-        chat.send_signal(signal.SIGINT)
-        out = chat.stdout.read()
-        assert "interrupted" in chat.stderr.read()
-    assert chat.returncode == 130
+        out = ""
+        if number == signal.SIGPIPE:  # whoever read the answer has gone
+            chat.stdout.close()
+        else:
+            chat.send_signal(number)
+            out = chat.stdout.read()
+    assert chat.returncode == 128 + number
     (asked, (role, text, stopped)) = turns(data)
     assert asked == ("user", "Go", False)
     assert (role, stopped) == ("assistant", True)
-    assert (begun + out).rstrip("\n") == text
+    assert text.startswith((begun + out).rstrip("\n"))
 
 
 def test_bad_input_is_explained(gguf, data, tmp_path, capsys):

@@ -170,6 +170,10 @@ class Session:
                             self._keep((*self.turns[:place], turn(stopped=True)), place)
             except DeepenError as error:
                 problem = error
+            except BaseException:  # SIGTERM, or a closed pipe
+                if pieces:
+                    self._keep((*self.turns[:place], turn(stopped=True)), place)
+                raise
             self.display.end()
             self._answers += 1
             finished = last.finish_reason is not None
