@@ -25,8 +25,10 @@ from deepen.chat.conversation import (
 )
 from deepen.chat.display import Rendered, finished_blocks, make_display, split_blocks
 from deepen.chat.entries import COMMANDS, Entry, complete, is_open, parse_entry, read_entries
+from deepen.chat.session import Session, Settings
 from deepen.chat.store import Store, data_folder
 from deepen.data.chat import read_conversations
+from deepen.engine import Chunk
 from deepen.errors import DataError, DeepenError, OptionError, OutputError
 from deepen.generate import generate
 
@@ -139,7 +141,7 @@ def test_the_store_keeps_turns_in_the_users_data_folder(tmp_path, monkeypatch):
     assert (latest.id, latest.model, latest.turns, latest.begins) == (second, "two", 2, turns[0].content)
     store.close()
     assert store.file == tmp_path / "data" / "deepen" / "chats.sqlite"
-    assert store.file.parent.stat().st_mode & 0o77 == 0
+    assert store.file.parent.stat().st_mode & 0o77 == store.file.stat().st_mode & 0o77 == 0
     again = Store(data_folder())
     assert again.load(second) == turns
     assert again.load(99) == ()
@@ -169,6 +171,36 @@ def test_a_full_store_says_so_and_keeps_what_it_had(tmp_path):
     with pytest.raises(DeepenError, match="full"):
         store.save(number, (Turn("user", "kept"), Turn("assistant", "x" * 100_000)), 1)
     assert store.load(number) == (Turn("user", "kept"),)
+    store.close()
+
+
+class Echo:
+    """An engine that says what it was asked."""
+
+    name, context, has_template = "echo", None, True
+
+    def stream(self, prompt, **options):
+        yield Chunk("You said: ")
+        yield Chunk(prompt[-1]["content"], "stop", 1, 2)
+
+    def close(self):
+        """Nothing to give back."""
+
+
+def test_what_a_full_disk_did_not_take_is_kept_when_there_is_room_again(tmp_path):
+    store, notices = Store(tmp_path), io.StringIO()
+    session = Session("m", Echo, Settings(8, 0.0, None, None), store, make_display(io.StringIO()), notices, None)
+    session.enter(Entry("one"))
+    pages = store._database.execute("PRAGMA page_count").fetchone()[0]
+    store._database.execute(f"PRAGMA max_page_count = {pages}")
+    session.enter(Entry("x" * 50_000))
+    assert "cannot be kept" in notices.getvalue()
+    assert len(store.load(1)) == 2
+    store._database.execute("PRAGMA max_page_count = 100000")
+    session.enter(Entry("three"))
+    assert [turn.content for turn in store.load(1)] == ["one", "You said: one", "x" * 50_000, "three", "You said: three"]
+    assert store.load(1) == session.turns
+    assert len(session.failures) == 1
     store.close()
 
 

@@ -120,7 +120,9 @@ def chat(
         number, turns = _resumed(store, conversation) if resume or conversation is not None else (None, ())
         keyboard = None
         if sys.stdin.isatty() and screen is not None:
-            keyboard = Keyboard(sys.stdin, screen, store.file.with_name("chat-input.txt"))
+            history = store.file.with_name("chat-input.txt")
+            history.touch(mode=0o600)
+            keyboard = Keyboard(sys.stdin, screen, history)
             stack.enter_context(hushed(sys.stdin, screen))
         meter = None if "://" in engine else stack.enter_context(open_meter())
         session = Session(

@@ -53,6 +53,7 @@ class Plain:
     def end(self) -> None:
         """The end of its last line."""
         print(end="\n" * self._any, file=self._stream, flush=True)
+        self._any = False
 
 
 class Rendered:

@@ -87,6 +87,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.engine = self.open()
+        self._kept = len(self.turns)  # so many stand on disk as they are here
         self._answers = 0
         self._restarted = False  # since the last answer
         self._over = False  # there is no engine any more
@@ -120,25 +121,21 @@ class Session:
 
     def _say(self, text: str) -> None:
         self._keep((*self.turns, Turn("user", whole(text))), len(self.turns))
-        self._answer()
+        self._answer(len(self.turns))
 
     def _keep(self, turns: Turns, start: int = 0) -> None:
-        """Make these the conversation, here and on disk; the turns before `start` are kept already."""
+        """Make these the conversation, here and on disk; the turns before `start` are as they were."""
         self.turns = turns
         if self.id is None:
             if last_question(turns) is None:
                 return  # a system message alone is no conversation
-            self.id, start = self.store.new(self.model), 0
-        self.store.save(self.id, turns, start)
+            self.id, self._kept = self.store.new(self.model), 0
+        self._kept = min(self._kept, start)  # fewer than there were where the disk was full
+        self.store.save(self.id, turns, self._kept)
+        self._kept = len(turns)
 
-    def _answer(self) -> None:
-        asked: Prompt = messages(self.turns)
-        if self.settings.trim:
-            fitted = trim_oldest(self.engine, asked, self.settings.max_new_tokens)
-            if str(fitted):
-                self.tell(str(fitted))
-            asked = fitted.prompt
-        place = len(self.turns)
+    def _answer(self, place: int) -> None:
+        """Answer the turns before `place`. What stands there is replaced as soon as there is something in its place."""
         pieces: list[str] = []
         joules = self._joules()
         start = saved = time.monotonic()
@@ -152,8 +149,9 @@ class Session:
             return Turn("assistant", whole("".join(pieces)), stopped, tokens, time.monotonic() - start, energy)
 
         with Interrupt() as interrupt:
-            self.display.begin()
             try:
+                asked = self._fitting(messages(self.turns[:place]))
+                self.display.begin()
                 chunks = self.engine.stream(
                     asked,
                     max_new_tokens=self.settings.max_new_tokens,
@@ -172,6 +170,10 @@ class Session:
                             self._keep((*self.turns[:place], turn(stopped=True)), place)
             except DeepenError as error:
                 problem = error
+            except BaseException:  # SIGTERM, or a closed pipe
+                if pieces:
+                    self._keep((*self.turns[:place], turn(stopped=True)), place)
+                raise
             self.display.end()
             self._answers += 1
             finished = last.finish_reason is not None
@@ -190,6 +192,15 @@ class Session:
                 self.tell("(the model gave no text; /regen asks it again)")
             if interrupt.asked:
                 raise KeyboardInterrupt
+
+    def _fitting(self, asked: Prompt) -> Prompt:
+        """What fits the context, if that is asked for; what is left out is said."""
+        if not self.settings.trim:
+            return asked
+        fitted = trim_oldest(self.engine, asked, self.settings.max_new_tokens)
+        if str(fitted):
+            self.tell(str(fitted))
+        return fitted.prompt
 
     def _recover(self, problem: DeepenError) -> None:
         """Show what went wrong with an answer; an engine that died is started again, once."""
@@ -258,9 +269,7 @@ class Session:
         return place
 
     def _regenerate(self, _: str) -> None:
-        place = self._question() + 1
-        self._keep(self.turns[:place], place)
-        self._answer()
+        self._answer(self._question() + 1)
 
     def _undo(self, _: str) -> None:
         place = self._question()
@@ -275,7 +284,7 @@ class Session:
         if not text.strip():
             raise OptionError("/edit needs the new text", next="enter /edit TEXT")
         self._keep((*self.turns[:place], Turn("user", whole(text))), place)
-        self._answer()
+        self._answer(place + 1)
 
     def set_system(self, text: str | None) -> None:
         """Put the conversation under a system message, or under none."""
@@ -303,7 +312,7 @@ class Session:
             turns, note = self.store.load(int(text)), ""
             if not turns:
                 raise OptionError(f"there is no chat {text}", next="see /chats")
-            self.turns, self.id = turns, int(text)
+            self.turns, self.id, self._kept = turns, int(text), len(turns)
         elif text:
             turns, note = read_file(Path(text).expanduser())
             self.id = None

@@ -53,7 +53,7 @@ def data_folder() -> Path:
 
 
 class Store:
-    """The file `chats.sqlite` in a folder that only its owner reads; several chats may use it at once.
+    """The file `chats.sqlite` in a folder, for its owner's eyes only; several chats may use it at once.
 
     Raises:
         OutputError: the file cannot be written, or is something else.
@@ -64,6 +64,7 @@ class Store:
         self.file = folder / "chats.sqlite"
         with storage_errors(folder / "chats.sqlite"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.file.touch(mode=0o600)
         with self._errors():
             # a rollback journal that is flushed at each commit: unlike a write-ahead log it also works on network disks
             self._database = sqlite3.connect(self.file, timeout=_SECONDS_TO_WAIT, isolation_level=None)
