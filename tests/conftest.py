@@ -11,8 +11,9 @@ settings.load_profile("deepen")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests find nothing in the user's cache, and leave nothing there; the processes that they start neither."""
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests find nothing in the user's cache and data, and leave nothing there; the processes that they start neither."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DEEPEN_DATA", str(tmp_path_factory.mktemp("data")))
         yield

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepen.batch import batch
+    from deepen.chat import chat
     from deepen.doctor import doctor
     from deepen.evaluate import evaluate
     from deepen.export import export
@@ -32,6 +33,7 @@ __all__ = [
     "Plan",
     "align",
     "batch",
+    "chat",
     "doctor",
     "evaluate",
     "export",
@@ -50,6 +52,7 @@ _HOME = {
     "Plan": "deepen.plan",
     "align": "deepen.train.align",
     "batch": "deepen.batch",
+    "chat": "deepen.chat",
     "doctor": "deepen.doctor",
     "evaluate": "deepen.evaluate",
     "export": "deepen.export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -12,8 +13,9 @@ from typing import Any
 from deepen.energy import open_meter
 from deepen.engine import Chunk, Engine, FinishReason, Message, Prompt
 from deepen.engine.draft import AUTO, faster
+from deepen.engine.request import check_request, trim_oldest
 from deepen.errors import OptionError
-from deepen.prepare import open_engine
+from deepen.prepare import given, open_engine
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def generate(
     stop: Sequence[str] = (),
     json_schema: Mapping[str, Any] | None = None,
     raw: bool = False,
+    trim: str | None = None,
     on_prompt: Callable[[str], None] | None = None,
     on_text: Callable[[str], None] | None = None,
     context: int | None = None,
@@ -81,6 +84,8 @@ def generate(
         stop: strings that end the answer; they are not part of it.
         json_schema: the answer is JSON of this schema (not with the engine transformers).
         raw: continue the prompt as it stands, without the chat template.
+        trim: `oldest` leaves the beginning of a plain prompt out that is too long for the context, and says so on stderr. A
+            message is never cut.
         on_prompt: called once with the prompt as the chat template renders it.
         on_text: called with each piece of text as it comes.
         context: hold at most so many tokens of prompt and answer (engine llamacpp; what fits, at most 8192, unless given).
@@ -102,24 +107,19 @@ def generate(
         DataError: the prompt is empty, or longer than the model's context.
     """
     temperature = 0.0 if greedy else temperature
-    _check(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=stop, system=system, raw=raw)
-    options: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "drop": drop,
-            "layers": layers,
-            "repeat": repeat,
-            "expand": expand,
-            "plan": plan,
-            "identity_init": identity_init or None,
-        }.items()
-        if value is not None
-    }
+    check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=trim, engine=engine)
+    _check(stop=stop, system=system, raw=raw)
+    options = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     opened = open_engine(
         model, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize, draft=draft
     )
     with closing(opened), ExitStack() as others:
         asked = prompt if raw else _prompt(opened, prompt, system)
+        if trim:
+            fitted = trim_oldest(opened, asked, max_new_tokens)
+            asked = fitted.prompt
+            if str(fitted):
+                print(fitted, file=sys.stderr)
         if on_prompt is not None:
             on_prompt(asked if isinstance(asked, str) else opened.render(asked))
         sampling: dict[str, Any] = {"temperature": temperature, "seed": seed, "stop": stop, "json_schema": json_schema}
@@ -169,15 +169,7 @@ def _prompt(engine: Engine, prompt: str, system: str | None) -> Prompt:
     return prompt
 
 
-def _check(
-    *, max_new_tokens: int, temperature: float, seed: int | None, stop: Sequence[str], system: str | None, raw: bool
-) -> None:
-    if max_new_tokens < 1:
-        raise OptionError(f"{max_new_tokens} new tokens cannot be generated", where="--max-new-tokens", next="use 1 or more")
-    if not 0 <= temperature <= 100:
-        raise OptionError(f"{temperature} is not a temperature", where="--temperature", next="use a number such as 0.7")
-    if seed is not None and not 0 <= seed < 2**32 - 1:
-        raise OptionError(f"{seed} is not a seed", where="--seed", next="use a number from 0 to 4294967294")
+def _check(*, stop: Sequence[str], system: str | None, raw: bool) -> None:
     if isinstance(stop, str) or "" in stop:
         raise OptionError("stop strings are a list of texts, none of them empty", where="--stop", next='such as ["\\n"]')
     if raw and system is not None:

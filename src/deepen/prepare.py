@@ -206,6 +206,11 @@ def refuse(what: str, **options: object) -> None:
             raise OptionError(f"{option} does not apply to {what}", where=option, next=f"leave {option} away")
 
 
+def given(**options: object) -> dict[str, Any]:
+    """Those of some options that are given: neither None nor False."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
 def cache_folder() -> Path:
     """Where GGUFs that are made on the way are kept: `$DEEPEN_CACHE`, or `deepen` in the user's cache."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepen"

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import exportable
+from tinygguf import write_tiny_gguf
 from trainable import write_checkpoint, write_text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -87,3 +91,52 @@ def test_the_smallest_tokenising_benchmark_runs_and_reports(tmp_path):
     )
     assert [file.suffix for file in sorted((tmp_path / "results").iterdir())] == [".json", ".md"]
     assert list((tmp_path / "scratch").iterdir()) == []  # nothing large is left
+
+
+def benchmark(script, *words, results):
+    """Run a script of `benchmarks/`; its result, which is also what its Markdown was made from."""
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, words), "--results", str(results)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    files = sorted(results.iterdir())
+    assert [file.suffix for file in files] == [".json", ".md"]
+    assert run.stdout == files[1].read_text() + "\n"
+    assert str(results.parent) not in files[0].read_text()
+    return json.loads(files[0].read_text())
+
+
+def test_the_smallest_export_benchmark_runs_and_reports(tmp_path):
+    model = exportable.write_checkpoint(tmp_path / "model")
+    text = write_text(tmp_path / "text.txt", 3000)
+    words = (model, "--data", text, "--windows", 1, "--positions", 40, "--repeat", 1, "--layers", 1, "--window", 64)
+    result = benchmark("export.py", *words, results=tmp_path / "results")
+    for row in result["times"].values():
+        assert 0 < row["check_seconds"] < row["verb_seconds"] < row["seconds"]
+    assert result["billion"]["weights"] == 512 * 2048 + (2 * 2048 + 2 * 256 + 3 * 5632) * 2048 + 3 * 2048
+    for row in result["billion"]["runs"]:
+        assert 5e7 < row["peak_anonymous_bytes"] < row["peak_bytes"]
+    table = result["formats"]
+    assert list(table) == ["checkpoint", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
+    assert table["F16"]["perplexity"] == pytest.approx(table["checkpoint"]["perplexity"], rel=1e-3)
+    assert table["F16"]["divergence"] < table["Q8_0"]["divergence"] < table["Q4_0"]["divergence"]
+    assert all(round(row["agreement"] * 40, 6).is_integer() for row in table.values())
+
+
+def test_the_smallest_running_benchmark_runs_and_reports(tmp_path):
+    gguf = write_tiny_gguf(tmp_path / "tiny.gguf", context=1024)
+    checkpoint = exportable.write_checkpoint(tmp_path / "model")
+    words = (gguf, "--checkpoint", checkpoint, "--tokens", 4, "--clients", 3, "--repeat", 1)
+    result = benchmark("run.py", *words, results=tmp_path / "results")
+    best = result["best"]
+    assert list(best) == [run["name"] for run in result["runs"]]
+    assert len(best) == 7
+    assert all(value > 0 for value in best.values())
+    assert result["bars"][0]["what"] == "deepen generate / xllamacpp"
+    assert result["bars"][0]["found"] == best["deepen generate"] / best["xllamacpp"]
+    assert result["bars"][4]["found"] == best["clients of deepen serve"] / best["clients of the engine"]
+    assert all(row["met"] == is_met(row) for row in result["bars"])
+
+
+def is_met(row):
+    kind, number = row["bar"].rsplit(" ", 1)
+    return row["found"] >= float(number) if kind == "at least" else row["found"] <= float(number)

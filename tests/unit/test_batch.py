@@ -375,6 +375,23 @@ def test_what_fails_on_the_way_is_tried_again(tmp_path, monkeypatch):
         server.shutdown()
 
 
+def test_a_line_may_demand_a_call(gguf, tmp_path):
+    tool = {"type": "function", "function": {"name": "look", "parameters": CITY}}
+    missing = {"type": "function", "function": {"name": "missing"}}
+    lines = [line("call", tools=[tool], tool_choice="required"), line("none", tools=[tool], tool_choice=missing)]
+    source = write(tmp_path / "in.jsonl", lines)
+    outs = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    for out in outs:
+        batch(gguf, source, out)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    made, refused = read(outs[0])
+    choice = made["response"]["body"]["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], call["function"]["name"]) == ("tool_calls", "look")
+    assert json.loads(call["function"]["arguments"])["city"] in {"Rome", "Bonn"}
+    assert "not among the tools" in refused["error"]["message"]
+
+
 def test_the_engine_transformers_answers_plain_requests(gguf, tmp_path):
     pytest.importorskip("transformers")
     lines = [

@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -627,3 +629,25 @@ def test_a_modelfile_lies_beside_the_gguf(checkpoint, tmp_path):
     (tmp_path / "m.gguf").unlink()
     with pytest.raises(OutputError, match=r"m\.Modelfile: the output exists already"):
         export(checkpoint, tmp_path / "m.gguf", ollama=True)
+
+
+@pytest.mark.parametrize(
+    "named", ["PreTrainedTokenizerFast", "TokenizersBackend", "GPT2Tokenizer", "GPT2TokenizerFast", "LlamaTokenizer", None]
+)
+def test_the_check_takes_the_tokenizer_that_transformers_takes(named, checkpoint):
+    from deepen.export.check import _load_tokenizer
+
+    file = checkpoint / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"tokenizer_class": named}
+    file.write_text(json.dumps({name: value for name, value in settings.items() if value}))
+    wanted, (found, reason) = AutoTokenizer.from_pretrained(checkpoint), _load_tokenizer(checkpoint)
+    assert (type(found), reason) == (type(wanted), "")
+    for text in ("Größe und naïve café — 你好 🙂", "  def main():\n\treturn 2024", "<s>a</s> b"):
+        assert found(text)["input_ids"] == wanted(text)["input_ids"]
+    assert found.chat_template == wanted.chat_template
+
+
+def test_the_check_of_a_llama_needs_no_torch(checkpoint):
+    code = "import sys; from deepen.export.check import _load_tokenizer as load; from pathlib import Path;"
+    code += f" assert load(Path({str(checkpoint)!r}))[0] is not None; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,17 @@ def test_the_same_command_gives_the_same_bits(model: Path, text: Path, tmp_path:
     assert metrics(first, timed=False) == metrics(second, timed=False)
     other = fit(model, tmp_path / "c", text, seed=1)
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated", "ignore:The .grad attribute")  # torch's own
+def test_compiled_layers_train_alike(text: Path, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "one-layer", num_hidden_layers=1)
+    plain = metrics(fit(model, tmp_path / "plain", text))
+    compiled = metrics(fit(model, tmp_path / "compiled", text, compile=True))
+    for name in ("loss", "gradient_norm", "validation_loss"):
+        wanted = [row[name] for row in plain if name in row]
+        assert [row[name] for row in compiled if name in row] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_held_out_rows_are_not_trained_on(model: Path, tmp_path: Path) -> None:

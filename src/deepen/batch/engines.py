@@ -15,6 +15,7 @@ from deepen.batch.lines import CHAT, EMBEDDINGS
 from deepen.engine import Chunk, Engine
 from deepen.engine.http import Refusal, response
 from deepen.engine.llamacpp import Server
+from deepen.engine.tools import as_calls, as_schema, must_call
 from deepen.errors import DataError, DeepenError, NetworkError, OptionError, UnsupportedModelError
 from deepen.progress import say
 
@@ -67,10 +68,15 @@ class LlamacppAsker:
 
     def ask(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request; see `Asker`."""
+        forced = url == CHAT and must_call(body)
+        try:
+            asked = as_schema(body) if forced else body
+        except ValueError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
         deaths = 0
         while True:
             try:
-                answer = _post(self._server.address, url, body, self._server.key, None)
+                answer = _post(self._server.address, url, asked, self._server.key, None)
             except (OSError, http.client.HTTPException) as error:
                 if self._closed.is_set():
                     raise
@@ -85,7 +91,7 @@ class LlamacppAsker:
                 if self._closed.is_set():
                     self._server.close()
             else:
-                return self._within_context(answer)
+                return self._within_context(as_calls(answer) if forced else answer)
 
     def _within_context(self, answer: dict[str, Any]) -> dict[str, Any]:
         # llama.cpp rounds a context up to 256 tokens

@@ -89,11 +89,12 @@ def doctor(json: options.Json = False) -> None:
         print_json(found)
         return
     memory, disk, cpu = found["memory"], found["disk"], found["cpu"]
+    gpus = [_gpu(gpu["name"], gpu["memory_bytes"]) for gpu in found["gpus"]] or ["none (no GPU that nvidia-smi knows)"]
     print_table(
         [
             ("deepen", f"{found['versions']['deepen']} on Python {found['versions']['python']}, {found['system']}"),
             ("processor", f"{cpu['model']}, {cpu['cores']} cores"),
-            *(("accelerator", _gpu(gpu["name"], gpu["memory_bytes"])) for gpu in found["gpus"]),
+            *(("accelerator", gpu) for gpu in gpus),
             ("memory", f"{format_bytes(memory['available_bytes'])} free of {format_bytes(memory['total_bytes'])}"),
             ("disk", f"{format_bytes(disk['free_bytes'])} free of {format_bytes(disk['total_bytes'])} at {disk['path']}"),
         ]

@@ -92,3 +92,9 @@ Quantize = Annotated[
     str | None,
     typer.Option(metavar="TYPE", help="The format a checkpoint runs in: llama.cpp's (Q8_0 unless given), or 4bit or 8bit."),
 ]
+Trim = Annotated[
+    str | None,
+    typer.Option(
+        metavar="oldest", help="Leave out the oldest turns, or tokens of a --raw prompt, that do not fit the context."
+    ),
+]

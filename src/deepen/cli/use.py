@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepen.cli import options
+from deepen.cli import chat, options
 from deepen.cli.batch import batch
 from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_path, print_text
@@ -19,6 +19,7 @@ from deepen.units import format_energy, format_seconds
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     app.command(rich_help_panel="Run")(generate)
+    chat.register(app)
     app.command(rich_help_panel="Run")(serve)
     app.command(rich_help_panel="Run")(batch)
     app.command(rich_help_panel="Run")(export)
@@ -37,6 +38,7 @@ def generate(
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End the answer here; may be given again.")] = [],  # noqa: B006
     json_schema: Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this schema.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt without the chat template.")] = False,
+    trim: options.Trim = None,
     show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Print the rendered prompt on stderr.")] = False,
     context: options.Context = None,
     quantize: options.Quantize = None,
@@ -63,9 +65,9 @@ def generate(
     found = answer(
         model, _prompt(prompt, file), engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
         seed=seed, greedy=greedy, stop=stop, json_schema=None if json_schema is None else _schema(json_schema), raw=raw,
-        on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context, quantize=quantize,
-        device=device, dtype=dtype, draft=draft, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
-        identity_init=identity_init,
+        trim=trim, on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context,
+        quantize=quantize, device=device, dtype=dtype, draft=draft, drop=drop, layers=layers, repeat=repeat, expand=expand,
+        plan=plan, identity_init=identity_init,
     )  # fmt: skip
     if json:
         print_json(found)

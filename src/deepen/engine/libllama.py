@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from deepen.engine.process import Child, answer, log_tail, request_from_parent, require_xllamacpp, start, thread_count
 from deepen.errors import CheckpointError, DataError, DeepenError, MachineError, MissingDependencyError
 from deepen.progress import progress
+
+if TYPE_CHECKING:  # the server's child wants only the metadata, and no time lost
+    import numpy as np
+    from numpy.typing import NDArray
 
 _BATCH = 512  # tokens decoded at once: bounds the logits held at once, whatever the length of a window
 _CONTEXT_DEFAULTS = (512, 2048, 512, 1)  # n_ctx, n_batch, n_ubatch, n_seq_max
@@ -77,7 +78,7 @@ class Metadata:
     """What an engine must know of a GGUF before it is loaded."""
 
     context: int  # tokens that the model was trained for
-    has_template: bool
+    template: str | None  # for chats
 
 
 def window_log_likelihoods(gguf: Path, windows: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -131,7 +132,7 @@ def main() -> None:
             row = []
             for following, distribution in zip(window[1:], distributions, strict=True):
                 if whole:
-                    answer(answers, distribution.astype(np.float32))
+                    answer(answers, distribution.astype("float32"))
                 else:
                     row.append(float(distribution[following]))
             if not whole:
@@ -157,9 +158,10 @@ def read_metadata(gguf: Path) -> Metadata:
         context = library.gguf_find_key(file, library.gguf_get_val_str(file, architecture) + b".context_length")
         if context < 0:
             raise CheckpointError("the GGUF has no context length", where=gguf, next="convert the model again")
+        template = library.gguf_find_key(file, b"tokenizer.chat_template")
         return Metadata(
             context=library.gguf_get_val_u32(file, context),
-            has_template=library.gguf_find_key(file, b"tokenizer.chat_template") >= 0,
+            template=None if template < 0 else library.gguf_get_val_str(file, template).decode(errors="replace"),
         )
     finally:
         library.gguf_free(file)
@@ -167,6 +169,8 @@ def read_metadata(gguf: Path) -> Metadata:
 
 def _windows(gguf: Path, windows: list[list[int]]) -> Iterator[tuple[list[int], Iterator[NDArray[np.float64]]]]:
     """Each window with the log-softmax after each of its tokens but the last."""
+    import numpy as np
+
     library = _library()
     library.llama_backend_init()
     model = library.llama_model_load_from_file(os.fsencode(gguf), library.llama_model_default_params())
@@ -210,6 +214,8 @@ def _decode(library: ctypes.CDLL, context: int, batch: _Batch, tokens: list[int]
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
     shifted = logits - logits.max()
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return result

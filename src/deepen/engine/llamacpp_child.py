@@ -10,6 +10,7 @@ from typing import Any
 from deepen.engine.draft import NGRAM
 from deepen.engine.libllama import read_metadata
 from deepen.engine.process import answer, log_tail, request_from_parent, thread_count
+from deepen.engine.tool_template import with_tools
 from deepen.errors import CheckpointError, DeepenError, MissingDependencyError
 
 _CACHE_MIB = 512  # of keys and values of earlier prompts
@@ -58,6 +59,8 @@ def _serve(request: Request) -> tuple[object, Ready]:
 
     metadata = read_metadata(request.gguf)
     context = min(request.context, metadata.context)
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    uses_gpu = any(device["type"] != cpu for device in xllamacpp.get_device_info())
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(request.gguf)
     parameters.hostnames = ["127.0.0.1"]
@@ -69,13 +72,17 @@ def _serve(request: Request) -> tuple[object, Ready]:
     parameters.ui = parameters.endpoint_metrics = parameters.embedding = request.public
     parameters.n_ctx = context * request.parallel
     parameters.n_predict = context
+    parameters.fit_params = uses_gpu  # how many layers it holds; to find out, llama.cpp loads the model once more
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request.threads or thread_count()
     parameters.no_extra_bufts = request.alike  # weights in another order would be a copy of one's own
     parameters.n_parallel = request.parallel
+    if metadata.template is not None and (shown := with_tools(metadata.template)) != metadata.template:
+        parameters.chat_template = shown
     if request.public:
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-        # an embedding is computed in one batch
-        parameters.n_ubatch = parameters.n_batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
+        # an embedding is computed in one batch; llama.cpp fails on a batch that the conversations do not divide
+        batch = max(min(context, parameters.n_batch), parameters.n_ubatch)
+        parameters.n_ubatch = parameters.n_batch = batch + -batch % request.parallel
     parameters.cache_ram_mib = _CACHE_MIB if request.public else 0  # alone, a conversation stays in its slot
     if request.draft is not None:
         _draft(parameters, request.draft, request.threads or thread_count())
@@ -88,9 +95,7 @@ def _serve(request: Request) -> tuple[object, Ready]:
             where=request.gguf,
             next="check that the file is complete, and that its architecture is one that llama.cpp knows",
         ) from None
-    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
-    uses_gpu = any(device["type"] != cpu for device in xllamacpp.get_device_info())
-    return server, Ready(server.listening_address, context, metadata.has_template, uses_gpu)
+    return server, Ready(server.listening_address, context, metadata.template is not None, uses_gpu)
 
 
 def _draft(parameters: Any, draft: Path | str, threads: int) -> None:

@@ -109,6 +109,6 @@ def new_tokens(prompt_tokens: int, max_new_tokens: int, context: int | None) -> 
     if prompt_tokens >= context:
         raise DataError(
             f"the prompt has {prompt_tokens} tokens, but the context holds {context}, answer included",
-            next="shorten the prompt or use a model with a longer context",
+            next="shorten the prompt, use a model with a longer context, or let --trim oldest leave out the beginning",
         )
     return min(max_new_tokens, context - prompt_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,11 @@ from deepen.progress import progress
 _SHOWN = 5  # differences in a message
 _POSITIONS = 128  # at which the next token is compared
 _MOST_DIVERGENCE = 0.05  # nats of a format that hardly rounds: llama.cpp itself computes in float16 in places
+_ANY = "AutoTokenizer"
+_LIGHT = {
+    "PreTrainedTokenizerFast": "PreTrainedTokenizerFast", "TokenizersBackend": "PreTrainedTokenizerFast",
+    "GPT2Tokenizer": "GPT2Tokenizer", "GPT2TokenizerFast": "GPT2Tokenizer",
+}  # fmt: skip
 _UNROUNDED = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
 
 
@@ -203,11 +209,19 @@ def _check_text(child: Child, texts: tuple[str, ...], tokenizer: Tokenizer, chec
 
 def _load_tokenizer(folder: Path) -> tuple[Any, str]:
     try:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True), ""
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        return _tokenizer_class(folder).from_pretrained(folder, local_files_only=True), ""
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         return None, str(error).partition("\n")[0][:200]
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What `AutoTokenizer` takes; to see that it is the class that a Llama's files name, that imports torch for seconds."""
+    import transformers
+
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_bytes()) if file.is_file() else {}
+    known = open_checkpoint(folder).config.get("model_type") == "llama" and "auto_map" not in settings
+    return getattr(transformers, _LIGHT.get(str(settings.get("tokenizer_class")), _ANY) if known else _ANY)
 
 
 def _check_prompt(tokenizer: Any, answer: Answer, check: Check) -> None:

@@ -258,11 +258,12 @@ class GenerateStage(PlannedStage):
     seed: Seed | None = None
     greedy: bool | None = None
     raw: bool | None = None
+    trim: Literal["oldest"] | None = None
     context: Count | None = None
     quantize: str | None = None
+    draft: str | None = None
     device: str | None = None
     dtype: Precision | None = None
-    draft: str | None = None
 
 
 STAGES: dict[str, type[Stage]] = {

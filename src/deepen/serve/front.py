@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from deepen.engine.llamacpp import Server
+from deepen.engine.tools import as_calls, as_schema, call_events, must_call
 from deepen.errors import DeepenError, printable
 
 _HEAD_BYTES = 32 << 10
@@ -32,6 +34,7 @@ _COMPLETIONS = {"/v1/chat/completions", "/v1/completions", "/chat/completions", 
 _POSTS = _COMPLETIONS | {"/v1/embeddings", "/embeddings", "/tokenize", "/detokenize", "/apply-template"}
 _GETS = {"/v1/models", "/models", "/props"}
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+Convert = Callable[[bytes], tuple[str, bytes]]
 _KEPT = {"content-type", "content-length", "transfer-encoding", "content-encoding", "cache-control", "etag"}
 
 
@@ -102,14 +105,14 @@ class Front:
                 self.failure = again
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the one request of a connection."""
-        self.running += 1
+        """Answer the one request of a connection, which is running once its head is there: browsers connect ahead of need."""
         reply = _Reply(writer)
-        path = "?"
+        path, running = "?", 0
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
                 method, target, headers = await _head(reader)
-            path = urlsplit(target).path
+            path, running = urlsplit(target).path, 1
+            self.running += running
             reply.origin = self._check_origin(headers)
             async with asyncio.timeout(self.limits.seconds):
                 await self._answer(method, target, headers, reader, reply)
@@ -120,7 +123,7 @@ class Front:
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             reply.status = 499  # the client left
         finally:
-            self.running -= 1
+            self.running -= running
             known = path in _POSTS | _GETS | {"/health", "/metrics", "/"}
             self.answered[path if known else "other", reply.status] += 1
             await _finish(reader, writer, linger=400 <= reply.status < 499)
@@ -152,11 +155,11 @@ class Front:
             known = path in _POSTS | _GETS
             status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
             raise _Refused(status, f"there is no {method} {path} here", "not_found_error")
-        body = await self._body(path, headers, reader) if method == "POST" else b""
+        body, convert = await self._body(path, headers, reader) if method == "POST" else (b"", None)
         engine = self._engine()
         # the engine itself says which of its files anyone may see
         request = _request(method, target, headers, body, engine, key=None if static else engine.key)
-        return await self._relay(engine, request, reader, reply)
+        return await self._relay(engine, request, reader, reply, convert)
 
     def _engine(self) -> Server:
         if self.engine is not None:
@@ -170,7 +173,8 @@ class Front:
         if self.keys and not any(hmac.compare_digest(given.encode(), key.encode()) for key in self.keys):
             raise _Refused(HTTPStatus.UNAUTHORIZED, "a key is needed: Authorization: Bearer …", "authentication_error")
 
-    async def _body(self, path: str, headers: Mapping[str, str], reader: asyncio.StreamReader) -> bytes:
+    async def _body(self, path: str, headers: Mapping[str, str], reader: asyncio.StreamReader) -> tuple[bytes, Convert | None]:
+        """What the engine is asked, and how its answer is changed, if it is."""
         length = headers.get("content-length", "")
         if not length.isdecimal():
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
@@ -179,14 +183,20 @@ class Front:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the request has {length} bytes; at most {largest} are taken")
         body = await reader.readexactly(int(length))
         if path not in _COMPLETIONS:
-            return body
+            return body, None
         try:
             content = json.loads(body)
         except (ValueError, RecursionError):
             raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not valid JSON") from None
         if not isinstance(content, dict):
             raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
-        return json.dumps(content | self._length(content)).encode()
+        content |= self._length(content)
+        if not (path.endswith("/chat/completions") and must_call(content)):
+            return json.dumps(content).encode(), None
+        try:
+            return json.dumps(as_schema(content)).encode(), partial(_calls, content)
+        except ValueError as error:
+            raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
 
     def _length(self, content: Mapping[str, Any]) -> dict[str, int]:
         """How long an answer may be: as asked for, but never without an end and never above the limit."""
@@ -225,7 +235,9 @@ class Front:
             return text
         return text + body.decode(errors="replace")
 
-    async def _relay(self, engine: Server, request: bytes, client: asyncio.StreamReader, reply: _Reply) -> None:
+    async def _relay(
+        self, engine: Server, request: bytes, client: asyncio.StreamReader, reply: _Reply, convert: Convert | None
+    ) -> None:
         """Pass a request on and its answer back; the client's leaving ends both."""
         try:
             up_reader, up_writer = await _open(engine)
@@ -233,7 +245,7 @@ class Front:
             asyncio.get_running_loop().create_task(self.revive(engine)).add_done_callback(_report)
             raise _Refused(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error") from None
         leaving = asyncio.ensure_future(client.read(1))
-        passing = asyncio.ensure_future(_pass_on(up_reader, up_writer, request, reply))
+        passing = asyncio.ensure_future(_pass_on(up_reader, up_writer, request, reply, convert))
         try:
             await asyncio.wait({leaving, passing}, return_when=asyncio.FIRST_COMPLETED)
             if not passing.done():
@@ -247,6 +259,16 @@ class Front:
                 with suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
                     await task
             up_writer.close()
+
+
+def _calls(asked: Mapping[str, Any], body: bytes) -> tuple[str, bytes]:
+    """The engine's answer to `as_schema` as that to the request: its content type and bytes."""
+    answer = as_calls(json.loads(body))
+    if not asked.get("stream"):
+        return "application/json", json.dumps(answer).encode()
+    options = asked.get("stream_options")
+    events = call_events(answer, counted=isinstance(options, dict) and bool(options.get("include_usage")))
+    return "text/event-stream", "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode() + b"data: [DONE]\n\n"
 
 
 class _Refused(Exception):
@@ -321,8 +343,10 @@ async def _open(engine: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     return await asyncio.open_connection(engine.address.hostname, engine.address.port, limit=_HEAD_BYTES)
 
 
-async def _pass_on(up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, request: bytes, reply: _Reply) -> bool:
-    """Send a request and stream its answer to the client. False if the engine broke off."""
+async def _pass_on(
+    up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, request: bytes, reply: _Reply, convert: Convert | None
+) -> bool:
+    """Send a request and stream its answer to the client, or convert it as a whole. False if the engine broke off."""
     try:
         up_writer.write(request)
         head = (await up_reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -331,7 +355,13 @@ async def _pass_on(up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWri
     first, *lines = head.split("\r\n")
     pairs = (line.partition(":") for line in lines if line)
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    reply.head(int(first.split(" ")[1]), {name: value for name, value in headers.items() if name in _KEPT})
+    status = int(first.split(" ")[1])
+    if convert is not None and status == HTTPStatus.OK:
+        kind, body = convert(await up_reader.readexactly(int(headers["content-length"])))
+        reply.head(status, {"Content-Type": kind, "Content-Length": str(len(body))})
+        reply.writer.write(body)
+        return True
+    reply.head(status, {name: value for name, value in headers.items() if name in _KEPT})
     left, tail = int(headers.get("content-length", 0)), b""
     try:
         while piece := await up_reader.read(_PIECE):

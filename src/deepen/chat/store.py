@@ -1,0 +1,162 @@
+"""Conversations kept in SQLite: every turn is on disk as soon as it exists, whatever happens to the process."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deepen.chat.conversation import Turn, Turns, whole
+from deepen.errors import DeepenError, OutputError, StorageError
+from deepen.output import storage_errors
+
+_VERSION = 1
+_SECONDS_TO_WAIT = 10.0  # for another chat that writes at the same time
+_SCHEMA = """
+CREATE TABLE conversation (id INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, changed TEXT NOT NULL);
+CREATE TABLE turn (
+    conversation INTEGER NOT NULL REFERENCES conversation (id),
+    number INTEGER NOT NULL,
+    role TEXT NOT NULL,
+    content TEXT NOT NULL,
+    stopped INTEGER NOT NULL,
+    completion_tokens INTEGER,
+    seconds REAL NOT NULL,
+    energy_joules REAL,
+    PRIMARY KEY (conversation, number)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A line about a kept conversation."""
+
+    id: int
+    model: str
+    changed: str
+    """When a turn came last, UTC."""
+    turns: int
+    begins: str
+    """The user's first turn."""
+
+
+def data_folder() -> Path:
+    """Where chats are kept: `$DEEPEN_DATA`, or `deepen` in `$XDG_DATA_HOME`, or `~/.local/share/deepen`."""
+    if named := os.environ.get("DEEPEN_DATA"):
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share").absolute() / "deepen"
+
+
+class Store:
+    """The file `chats.sqlite` in a folder, for its owner's eyes only; several chats may use it at once.
+
+    Raises:
+        OutputError: the file cannot be written, or is something else.
+        StorageError: the disk is full or failing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "chats.sqlite"
+        with storage_errors(folder / "chats.sqlite"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.file.touch(mode=0o600)
+        with self._errors():
+            # a rollback journal that is flushed at each commit: unlike a write-ahead log it also works on network disks
+            self._database = sqlite3.connect(self.file, timeout=_SECONDS_TO_WAIT, isolation_level=None)
+            self._database.execute("PRAGMA synchronous = FULL")
+            with self._transaction():
+                version = self._database.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    for statement in _SCHEMA.split(";"):
+                        self._database.execute(statement)
+                    self._database.execute(f"PRAGMA user_version = {_VERSION}")
+        if version > _VERSION:
+            raise OutputError("made by a newer deepen", where=self.file, next="update deepen, or set DEEPEN_DATA elsewhere")
+
+    def new(self, model: str) -> int:
+        """Begin a conversation; its id."""
+        with self._errors(), self._transaction():
+            return (
+                self._database.execute(
+                    "INSERT INTO conversation (model, changed) VALUES (?, ?)", (whole(model), _now())
+                ).lastrowid
+                or 0
+            )
+
+    def save(self, conversation: int, turns: Turns, start: int = 0) -> None:
+        """Make the conversation these turns, in one step.
+
+        Args:
+            conversation: its id.
+            turns: all of them.
+            start: the turns before this one stand in the file already.
+        """
+        rows = [
+            (conversation, number, turn.role, turn.content, turn.stopped, turn.completion_tokens, turn.seconds,
+             turn.energy_joules)
+            for number, turn in enumerate(turns[start:], start=start)
+        ]  # fmt: skip
+        with self._errors(), self._transaction():
+            self._database.execute("DELETE FROM turn WHERE conversation = ? AND number >= ?", (conversation, start))
+            self._database.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._database.execute("UPDATE conversation SET changed = ? WHERE id = ?", (_now(), conversation))
+
+    def load(self, conversation: int) -> Turns:
+        """The turns of a conversation; none if there is no such."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT role, content, stopped, completion_tokens, seconds, energy_joules FROM turn"
+                " WHERE conversation = ? ORDER BY number",
+                (conversation,),
+            ).fetchall()
+        return tuple(Turn(role, content, bool(stopped), *took) for role, content, stopped, *took in rows)
+
+    def kept(self, most: int = 20) -> list[Kept]:
+        """The conversations that changed last, the latest first."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT id, model, changed, (SELECT COUNT(*) FROM turn WHERE conversation = id),"
+                " (SELECT content FROM turn WHERE conversation = id AND role = 'user' ORDER BY number LIMIT 1)"
+                " FROM conversation WHERE EXISTS (SELECT 1 FROM turn WHERE conversation = id)"
+                " ORDER BY changed DESC, id DESC LIMIT ?",
+                (most,),
+            ).fetchall()
+        return [Kept(number, model, changed, turns, begins or "") for number, model, changed, turns, begins in rows]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: sqlite3.Error) -> DeepenError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}:
+            advice = "free some space, or set DEEPEN_DATA to a folder on another disk"
+            return StorageError(f"the chat cannot be kept ({error})", where=self.file, next=advice)
+        return OutputError(f"the chat cannot be kept ({error})", where=self.file, next="set DEEPEN_DATA to another folder")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
