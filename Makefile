@@ -17,8 +17,8 @@ demo: .venv/ready  ## deepen a real model, heal it, export it, let it speak: abo
 	$(BIN)/python recipes/prepare_demo.py demo
 	$(BIN)/deepen run recipes/smollm2-cpu.yaml
 
-test: .venv/ready  ## every test
-	$(BIN)/python -m pytest
+test: .venv/ready  ## every test, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: .venv/ready  ## style, types, floors, sizes
 	$(BIN)/ruff check .
