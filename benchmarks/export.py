@@ -19,7 +19,6 @@ import json
 import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -61,25 +60,26 @@ def export_one(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_one(setting: dict[str, Any]) -> dict[str, Any]:
-    """`export_one` in a new process: its own figures, the seconds from the shell, and the memory of it and its children."""
+    """`export_one` in a new process: its figures, all its seconds and, if watched, the memory of it and its children."""
     load, most = os.getloadavg()[0], {"VmRSS": 0, "RssAnon": 0}
     with tempfile.TemporaryFile("w+") as out:
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, __file__, "--one", json.dumps(setting)], stdout=out)
-        while process.poll() is None:
+        while setting["watch"] and process.poll() is None:
             now = dict.fromkeys(most, 0)
             for fields in tree(process.pid):
                 for name in most:
                     now[name] += int(fields.get(name, "0").split()[0]) * 1024
             most = {name: max(most[name], now[name]) for name in most}
-            time.sleep(0.02)
+            time.sleep(0.1)
+        process.wait()
         seconds = time.perf_counter() - start
         out.seek(0)
         printed = out.read()
     if process.returncode:
         sys.exit(f"error: an export ended with exit code {process.returncode}")
     result = json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
-    memory = {"peak_bytes": most["VmRSS"], "peak_anonymous_bytes": most["RssAnon"]}
+    memory = {"peak_bytes": most["VmRSS"], "peak_anonymous_bytes": most["RssAnon"]} if setting["watch"] else {}
     return {"format": setting["format"], "seconds": seconds, "load": round(load, 1)} | memory | result
 
 
@@ -199,7 +199,7 @@ def report(result: dict[str, Any]) -> str:
         f"# Export of {result['name']}\n\n{result['date']}, `{result['command']}`\n",
         f"- {machine['cpu']['model']}, {machine['cpu']['cores']} cores; load average {result['load']}",
         f"- {', '.join(f'{key} {value}' for key, value in result['versions'].items())}\n",
-        f"## Time, medians of {result['repeat']}\n",
+        f"## Time, the best of {result['repeat']}\n",
         "| | from the shell | of it the check | of it writing | bar | met |\n|---|---|---|---|---|---|",
     ]
     for name, row in result["times"].items():
@@ -250,18 +250,12 @@ def main() -> None:
     load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        setting = {"model": str(words.model), "out": str(work / "out.gguf")}
+        setting = {"model": str(words.model), "out": str(work / "out.gguf"), "watch": False}
         runs = [run_one(setting | {"format": name}) for _ in range(words.repeat) for name in TIMED]
-        times = {
-            name: {
-                key: statistics.median(run[key] for run in runs if run["format"] == name)
-                for key in ("seconds", "verb_seconds", "check_seconds")
-            }
-            for name in TIMED
-        }
+        times = {name: min((run for run in runs if run["format"] == name), key=lambda run: run["seconds"]) for name in TIMED}
         print(times, file=sys.stderr)
         weights = write_billion(work / "billion", words.model, words.layers)
-        setting["model"] = str(work / "billion")
+        setting |= {"model": str(work / "billion"), "watch": True}
         billion = {"weights": weights, "runs": [run_one(setting | {"format": name}) for name in TIMED]}
         shutil.rmtree(work / "billion")
         (work / "out.gguf").unlink()
