@@ -4,12 +4,12 @@
     python benchmarks/run.py model.gguf --tokens 8 --repeat 1 --clients 2    # a quick look, without transformers
 
 One answer: greedy, `--tokens` tokens long, tokens divided by the seconds from the question to the last token with the model
-loaded; by `deepen generate`, by `deepen serve` over HTTP, by xllamacpp's own `Server.handle_chat_completions` in process, and
-by `model.generate` of the checkpoint in float32. First token: from the start of the process `deepen generate` to its first
-byte of text. Clients: `--clients` streamed answers at once, tokens of all divided by the seconds until the last has come,
-through `deepen serve` and straight from the engine behind it, started with the same settings. `OMP_NUM_THREADS` sets the
-threads of all. Each contender runs in a process of its own, in turn, `--repeat` times; the best counts. Writes
-`benchmarks/results/run-NAME-DATE.{json,md}`.
+loaded; by `deepen generate`, by `deepen serve` over HTTP (in one piece, and streamed), by xllamacpp's own
+`Server.handle_chat_completions` in process (in one piece), and by `model.generate` of the checkpoint in float32. First token:
+from the start of the process `deepen generate` to its first byte of text. Clients: `--clients` streamed answers at once,
+tokens of all divided by the seconds until the last has come, through `deepen serve` and straight from the engine behind it,
+started with the same settings. `OMP_NUM_THREADS` sets the threads of all. Each contender runs in a process of its own, in
+turn, `--repeat` times; the best counts. Writes `benchmarks/results/run-NAME-DATE.{json,md}`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 QUESTION = "Tell me a story about the universe."
 CONTEXT = 1024
 ENGINE, GENERATE, SERVE, LOOP = "xllamacpp", "deepen generate", "deepen serve", "transformers loop"
+STREAMED = "deepen serve, streamed"
 FIRST, THROUGH, STRAIGHT = "first token", "clients of deepen serve", "clients of the engine"
 
 
@@ -65,6 +66,13 @@ def of_generate(setting: dict[str, Any]) -> float:
 
 
 def of_serve(setting: dict[str, Any]) -> float:
+    """Tokens per second of one answer of `deepen serve` in one piece."""
+    with serving(setting, 1) as url:
+        start = time.perf_counter()
+        return ask(url, None, question(setting), streamed=False) / (time.perf_counter() - start)
+
+
+def of_serve_streamed(setting: dict[str, Any]) -> float:
     """Tokens per second of one streamed answer of `deepen serve`."""
     with serving(setting, 1) as url:
         start = time.perf_counter()
@@ -116,8 +124,8 @@ def of_clients_straight(setting: dict[str, Any]) -> float:
 
 
 MEASUREMENTS = {
-    ENGINE: of_xllamacpp, GENERATE: of_generate, SERVE: of_serve, LOOP: of_transformers, FIRST: to_first_token,
-    STRAIGHT: of_clients_straight, THROUGH: of_clients_through_serve,
+    ENGINE: of_xllamacpp, GENERATE: of_generate, SERVE: of_serve, STREAMED: of_serve_streamed, LOOP: of_transformers,
+    FIRST: to_first_token, STRAIGHT: of_clients_straight, THROUGH: of_clients_through_serve,
 }  # fmt: skip
 
 
@@ -139,11 +147,11 @@ def serving(setting: dict[str, Any], parallel: int) -> Iterator[str]:
             process.terminate()
 
 
-def ask(url: str, key: str | None, request: dict[str, Any]) -> int:
-    """Stream an answer; returns the number of its tokens."""
+def ask(url: str, key: str | None, request: dict[str, Any], *, streamed: bool = True) -> int:
+    """Read an answer to its end; returns the number of its tokens."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    body = json.dumps(request | {"stream": True, "stream_options": {"include_usage": True}})
+    body = json.dumps(request | ({"stream": True, "stream_options": {"include_usage": True}} if streamed else {}))
     connection.request("POST", "/v1/chat/completions", body, headers)
     reply, last = connection.getresponse(), b""
     for line in reply:
@@ -172,7 +180,7 @@ def of_clients(url: str, key: str | None, setting: dict[str, Any]) -> float:
 
 def bars(best: dict[str, float]) -> list[dict[str, Any]]:
     """What is asked for, and what was found."""
-    wanted = [(f"{name} / {ENGINE}", name, ENGINE, 0.97) for name in (GENERATE, SERVE)]
+    wanted = [(f"{name} / {ENGINE}", name, ENGINE, 0.97) for name in (GENERATE, SERVE, STREAMED)]
     wanted += [(f"{name} / {LOOP}", name, LOOP, 4.0) for name in (GENERATE, SERVE)]
     wanted += [("all clients: deepen serve / the engine", THROUGH, STRAIGHT, 0.95)]
     rows = []

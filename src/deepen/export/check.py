@@ -161,9 +161,11 @@ def _compare(job: tuple[Part, int, int], tensor: Tensor) -> str | None:
         wide = columns if len(part.shape) > 1 else 1
         values = deinterleave(values.reshape(-1, wide), part.rotary_head).reshape(values.shape)
     source = read_part(part, begin, end)
-    excess = np.abs(values - source) - largest_error(source, kind)
-    if not (excess <= 0).all():
-        row, column = np.unravel_index(int(np.argmax(np.nan_to_num(excess, nan=np.inf))), excess.shape)
+    bound = largest_error(source, kind)
+    error = np.abs(values - source).reshape(*bound.shape[:-1], -1)
+    if not (error <= bound).all():
+        worst = int(np.argmax(np.nan_to_num(error - bound, nan=np.inf)))
+        row, column = np.unravel_index(worst, source.shape)
         found, wanted = float(values[row, column]), float(source[row, column])
         return f"holds {found:g} for {wanted:g} in row {begin + int(row)}, column {int(column)} ({kind.name})"
     return None

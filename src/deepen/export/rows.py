@@ -52,9 +52,10 @@ def encode(rows: Floats, kind: GGMLQuantizationType, name: str) -> bytes:
         OptionError: a weight is too large for the format.
         MissingDependencyError: the format needs ggml's quantiser, and xllamacpp is not installed.
     """
-    if not np.isfinite(rows).all():
+    largest = max(rows.max(initial=0.0), -rows.min(initial=0.0))  # of which a NaN is larger than all
+    if not math.isfinite(largest):
         raise CheckpointError(f"tensor {name!r} holds values that are not finite", next="export a sound checkpoint")
-    if np.abs(rows).max(initial=0.0) > _LARGEST.get(kind, _LARGEST_SCALE):
+    if largest > _LARGEST.get(kind, _LARGEST_SCALE):
         raise OptionError(
             f"tensor {name!r} holds values too large for {kind.name}", where="--quantize", next="choose BF16 or F32"
         )
@@ -128,10 +129,13 @@ def largest_error(rows: Floats, kind: GGMLQuantizationType) -> Floats:
 
     Half a unit in the last place for the floats; for the others a part of the block's largest weight, plus what a step below
     float16's normal range does to the highest level.
+
+    Returns:
+        A bound for each block of a row, shape (rows, blocks, 1); a float is a block of its own.
     """
-    sizes = np.abs(rows)
+    sizes = np.abs(rows)[..., np.newaxis]
     if kind == GGMLQuantizationType.F32:
-        return np.zeros_like(rows)
+        return np.zeros_like(sizes)
     if kind == GGMLQuantizationType.F16:
         return np.maximum(sizes * np.float32(2**-11), np.float32(_SMALLEST_STEP))
     if kind == GGMLQuantizationType.BF16:
@@ -139,8 +143,8 @@ def largest_error(rows: Floats, kind: GGMLQuantizationType) -> Floats:
     size = GGML_QUANT_SIZES[kind][0]
     levels = 63 * 32 if size == 256 else 127  # a K-quant multiplies its float16 by a scale and a level
     blocks = sizes.reshape(*rows.shape[:-1], -1, size)
-    bound = blocks.max(axis=-1, keepdims=True) * np.float32(_STEPS[kind]) + np.float32(levels * _SMALLEST_STEP)
-    return np.broadcast_to(bound, blocks.shape).reshape(rows.shape)
+    bound: Floats = blocks.max(axis=-1, keepdims=True) * np.float32(_STEPS[kind]) + np.float32(levels * _SMALLEST_STEP)
+    return bound
 
 
 def row_blocks(rows: int, columns: int, multiple: int) -> Iterator[tuple[int, int]]:

@@ -150,10 +150,15 @@ def _keep_memory() -> None:
 
     Else it gives each one back, and the kernel has to clear as much again: a tenth of the time of a step where it was measured.
     """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # glibc; others have other ways
+    if (library := _glibc()) is not None:
         library.mallopt(_MMAP_MAX, 0)
         library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it has glibc's ways to keep memory and to give it back."""
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def release(device: str) -> None:
@@ -161,6 +166,8 @@ def release(device: str) -> None:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
+    elif (library := _glibc()) is not None:
+        library.malloc_trim(0)
 
 
 def write_checkpoint(folder: Path, network: Any, source: Checkpoint) -> None:

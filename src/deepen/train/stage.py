@@ -164,6 +164,8 @@ def run_stage(
             level = trainer.control(base) if shared["control"] and base else trainer.level(base) if lesson.has_level else None
             network, learned = trainer.run(source, plan, level)
         write_checkpoint(folder, network, source)
+        del network
+        release(device)
         if ranks.rank() == 0:
             facts = {
                 "verb": verb,
