@@ -25,6 +25,7 @@ from deepen.errors import (
     UnsupportedModelError,
     printable,
 )
+from deepen.host import host_memory
 from deepen.model import BITS
 from deepen.plan import describe, parse_plan
 from deepen.units import format_bytes
@@ -266,7 +267,7 @@ def _memory(path: Path, plan: Mapping[str, Any] | None, tokens: int, draft: Path
         base = describe(path, layers=f"0:{depth(path)}")
         # shared layers take no memory of their own, but their keys and values do
         cache = describe(path, **plan)["kv_bytes_per_token"] if plan else base["kv_bytes_per_token"]
-        memory = Memory(base["weight_bytes"], cache * tokens, tokens, doctor()["memory"]["available_bytes"])
+        memory = Memory(base["weight_bytes"], cache * tokens, tokens, host_memory().available)
         beside = _memory(draft, None, tokens) if isinstance(draft, Path) else None
         if beside is None:
             return memory
@@ -299,7 +300,7 @@ def _require(memory: Memory | None, path: Path, advice: str) -> None:
 def _quantization(path: Path) -> str:
     """Q8_0, or Q4_K_M where the memory does not hold it; one is said aloud."""
     weights = sum(tensor.parameters for tensor in open_checkpoint(path).tensors.values())
-    free = doctor()["memory"]["available_bytes"]
+    free = host_memory().available
     if weights * 1.1 + _SPARE <= free:
         return QUANTIZE
     print(f"Format: {_SMALLER}, since {QUANTIZE} does not fit into {format_bytes(free)} of free memory", file=sys.stderr)

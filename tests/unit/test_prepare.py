@@ -3,11 +3,10 @@
 import contextlib
 import json
 import shutil
-import sys
 
 import pytest
 
-from deepen import prepare
+from deepen import host, prepare
 from deepen.checkpoint.gguf import open_gguf
 from deepen.engine.libllama import window_log_likelihoods
 from deepen.errors import CheckpointError, OptionError, ResourceError
@@ -38,8 +37,7 @@ def free(monkeypatch):
     """Pretend that so many bytes of memory are free; the machine's own figure cannot be changed."""
 
     def pretend(number):
-        real = sys.modules["deepen.doctor"].doctor
-        monkeypatch.setattr(prepare, "doctor", lambda: real() | {"memory": {"available_bytes": number}})
+        monkeypatch.setattr(prepare, "host_memory", lambda: host.Memory(number, number))
 
     return pretend
 
