@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, TokenType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, TokenType, quants
 
 from deepen.checkpoint import Checkpoint, Tensor, open_checkpoint
 from deepen.checkpoint.gguf import Gguf, open_gguf
@@ -175,8 +175,12 @@ def _stored_rows(tensor: Tensor, kind: GGMLQuantizationType, columns: int, begin
     row_bytes = tensor_bytes((columns,), kind)
     count = (end - begin) * row_bytes
     raw = np.fromfile(tensor.file, np.uint8, count, offset=tensor.offset + begin * row_bytes)
-    values: Floats = quants.dequantize(raw.reshape(end - begin, row_bytes), kind)
-    return values
+    values: Floats
+    if kind in {GGMLQuantizationType.F32, GGMLQuantizationType.F16}:
+        values = quants.dequantize(raw.reshape(end - begin, row_bytes), kind)
+    else:  # all blocks at once, where `dequantize` takes them 16 rows at a time
+        values = getattr(quants, kind.name).dequantize_blocks(raw.reshape(-1, GGML_QUANT_SIZES[kind][1]))
+    return values.reshape(end - begin, columns)
 
 
 def _control_tokens(gguf: Gguf) -> list[str]:

@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_ELEMENTS = 1 << 20  # converted at once: 4 MB of float32, small enough for the cache, large enough for the disk
+_ELEMENTS = 1 << 18  # converted at once: 1 MB of float32, small enough for the cache of a core
 _READABLE: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
