@@ -26,9 +26,10 @@ from deepen.engine.llamacpp import start_server
 from deepen.engine.openai import OpenAIEngine
 from deepen.engine.process import require_xllamacpp, thread_count
 from deepen.engine.protocol import TOP_K, TOP_P
+from deepen.engine.request import check_request
 from deepen.errors import DataError, OptionError
 from deepen.output import check_target, partial_path, resumable_file
-from deepen.prepare import choose, conversations, fingerprint, open_engine, prepare_gguf, refuse
+from deepen.prepare import choose, conversations, fingerprint, given, open_engine, prepare_gguf, refuse
 from deepen.progress import progress, say
 
 __all__ = ["Batch", "batch"]
@@ -138,7 +139,9 @@ def batch(
         MachineError: the engine died twice, or the server is gone; what is answered is kept.
     """
     temperature = 0.0 if greedy else temperature
-    _check(parallel=parallel, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=None, engine=engine)
+    if parallel is not None and parallel < 1:
+        raise OptionError(f"{parallel} is too small", where="--parallel", next="use 1 or more")
     content = Path(requests).read_bytes()
     tasks = read_tasks(content)
     if not tasks:
@@ -146,13 +149,11 @@ def batch(
     out = check_target(out, overwrite=overwrite)
     if out.exists() and out.samefile(requests):
         raise OptionError("the output would replace the input", where=out, next="choose another name")
-    plans: dict[str, Any] = {
-        "drop": drop, "layers": layers, "repeat": repeat, "expand": expand, "plan": plan, "identity_init": identity_init,
-    }  # fmt: skip
+    plans = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     with resumable_file(out, overwrite=overwrite) as folder:
         journal = Journal(folder)
         chosen = _choose(
-            model, engine, {name: value for name, value in plans.items() if value}, before=journal.head or {},
+            model, engine, plans, before=journal.head or {},
             lines=len(tasks), embeds=any(task.url == EMBEDDINGS for task in tasks), parallel=parallel, context=context,
             quantize=quantize, device=device, dtype=dtype,
         )  # fmt: skip
@@ -317,13 +318,3 @@ def _choose(
     fixed = {"cache_prompt": False}  # an answer shall not depend on what was asked before
     sampling = {"top_k": TOP_K, "top_p": TOP_P, "min_p": 0.0}  # as `generate` does
     return _Engine(chosen, facts, name, count, fixed, sampling, partial(LlamacppAsker, start))
-
-
-def _check(*, parallel: int | None, max_new_tokens: int, temperature: float, seed: int) -> None:
-    for option, value in (("--parallel", parallel), ("--max-new-tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise OptionError(f"{value} is too small", where=option, next="use 1 or more")
-    if not 0 <= temperature <= 100:
-        raise OptionError(f"{temperature} is not a temperature", where="--temperature", next="use a number such as 0.7")
-    if not 0 <= seed < 2**32 - 1:
-        raise OptionError(f"{seed} is not a seed", where="--seed", next="use a number from 0 to 4294967294")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from deepen.cli.printing import print_json, print_path
 from deepen.units import format_energy, format_seconds
 
 
+@options.sharing(options.RUN)
 def batch(
     model: options.Model,
     requests: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests in OpenAI's batch form, one a line.")],
@@ -28,26 +29,16 @@ def batch(
     seed: Annotated[int, typer.Option(metavar="N", help="Lines that set no seed get one made from this.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, and start anew.")] = False,
-    context: options.Context = None,
-    quantize: options.Quantize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    drop: options.Drop = None,
-    layers: options.Layers = None,
-    repeat: options.Repeat = None,
-    expand: options.Expand = None,
-    plan: options.PlanFile = None,
-    identity_init: options.IdentityInit = False,
     json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Answer a file of requests in OpenAI's batch form; a run that was killed is continued."""
     from deepen.batch import batch as answer
 
     found = answer(
         model, requests, out, engine=engine, parallel=parallel, system=system, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, greedy=greedy, overwrite=overwrite, context=context, quantize=quantize,
-        device=device, dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
-        identity_init=identity_init,
+        temperature=temperature, seed=seed, greedy=greedy, overwrite=overwrite, **shared,
     )  # fmt: skip
     if json:
         print_json(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Run")(chat)
 
 
+@options.sharing(options.RUN)
 def chat(
     model: options.Model,
     conversation: Annotated[
@@ -30,26 +31,16 @@ def chat(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
     trim: options.Trim = None,
-    context: options.Context = None,
-    quantize: options.Quantize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    drop: options.Drop = None,
-    layers: options.Layers = None,
-    repeat: options.Repeat = None,
-    expand: options.Expand = None,
-    plan: options.PlanFile = None,
-    identity_init: options.IdentityInit = False,
     json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Chat with a model in the terminal, or through a pipe: a line is a message, /help lists the commands."""
     from deepen.chat import chat as converse
 
     found = converse(
         model, resume=resume, conversation=conversation, engine=engine, system=system, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, greedy=greedy, trim=trim, context=context, quantize=quantize, device=device,
-        dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init,
-        answers=sys.stderr if json else None,
+        temperature=temperature, seed=seed, greedy=greedy, trim=trim, answers=sys.stderr if json else None, **shared,
     )  # fmt: skip
     if json:
         print_json(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Judge", context_settings={"allow_extra_args": True})(evaluate)
 
 
+@options.sharing(options.PLACE)
 def evaluate(
     context: typer.Context,
     model: options.Model,
@@ -33,23 +34,16 @@ def evaluate(
         int | None, typer.Option(parser=count, metavar="N", help="Only the first N tokens of the data, such as 100k.")
     ] = None,
     limit: Annotated[int | None, typer.Option(parser=count, metavar="N", help="Only the first N windows.")] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    drop: options.Drop = None,
-    layers: options.Layers = None,
-    repeat: options.Repeat = None,
-    expand: options.Expand = None,
-    plan: options.PlanFile = None,
-    identity_init: options.IdentityInit = False,
     json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Measure a model: the perplexity of a text, with its standard error."""
     from deepen.evaluate import evaluate as measure
 
     report = measure(
         model, data=[*data, *map(Path, context.args)], suite=suite, window=window, stride=stride, tokens=tokens,
-        limit=limit, device=device, dtype=dtype, drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan,
-        identity_init=identity_init,
+        limit=limit, **shared,
     )  # fmt: skip
     if json:
         print_json(report)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,3 +100,35 @@ Trim = Annotated[
         metavar="oldest", help="Leave out the oldest turns, or tokens of a --raw prompt, that do not fit the context."
     ),
 ]
+
+PLAN: Mapping[str, tuple[Any, Any]] = {
+    "drop": (Drop, None), "layers": (Layers, None), "repeat": (Repeat, None), "expand": (Expand, None),
+    "plan": (PlanFile, None), "identity_init": (IdentityInit, False),
+}  # fmt: skip
+"""The layer plan; like the groups below, names with their options and defaults."""
+PLACE: Mapping[str, tuple[Any, Any]] = {"device": (Device, None), "dtype": (Dtype, None), **PLAN}
+"""Where a checkpoint runs, and as what."""
+RUN: Mapping[str, tuple[Any, Any]] = {"context": (Context, None), "quantize": (Quantize, None), **PLACE}
+"""How an engine runs a model."""
+
+
+def sharing(group: Mapping[str, tuple[Any, Any]], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a group of options after its own, with its own defaults; it gets them as the dictionary `shared`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [each for name, each in inspect.signature(command, eval_str=True).parameters.items() if name != "shared"]
+        common = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=defaults.get(name, default))
+            for name, (kind, default) in group.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**{each.name: given[each.name] for each in own}, shared={name: given[name] for name in group})
+
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + common
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate

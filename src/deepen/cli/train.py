@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,28 +60,6 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
-def shared(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of all stages, with the stage's own defaults; it gets them as the dictionary `shared`."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [each for name, each in inspect.signature(command, eval_str=True).parameters.items() if name != "shared"]
-        common = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=defaults.get(name, default))
-            for name, (kind, default) in _SHARED.items()
-        ]
-
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            command(**{each.name: given[each.name] for each in own}, shared={name: given[name] for name in _SHARED})
-
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own] + common
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
-
-    return decorate
-
-
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     # what follows `--data FILE` without an option of its own is more data
@@ -117,7 +92,7 @@ Cap = Annotated[
 ]
 
 
-@shared(learning_rate=1e-4, every=5)
+@options.sharing(_SHARED, learning_rate=1e-4, every=5)
 def pretrain(
     context: typer.Context,
     model: options.Model,
@@ -160,7 +135,7 @@ def pretrain(
     _tell(written, json=json)
 
 
-@shared(learning_rate=2e-5, every=10)
+@options.sharing(_SHARED, learning_rate=2e-5, every=10)
 def instruct(
     context: typer.Context,
     model: options.Model,
@@ -204,7 +179,7 @@ def instruct(
     _tell(written, json=json)
 
 
-@shared(learning_rate=5e-7, every=10)
+@options.sharing(_SHARED, learning_rate=5e-7, every=10)
 def align(
     context: typer.Context,
     model: options.Model,

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Run")(export)
 
 
+@options.sharing(options.RUN)
 def generate(
     model: options.Model,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to say; read from stdin unless given.")] = None,
@@ -40,18 +41,10 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt without the chat template.")] = False,
     trim: options.Trim = None,
     show_prompt: Annotated[bool, typer.Option("--show-prompt", help="Print the rendered prompt on stderr.")] = False,
-    context: options.Context = None,
-    quantize: options.Quantize = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     draft: options.Draft = None,
-    drop: options.Drop = None,
-    layers: options.Layers = None,
-    repeat: options.Repeat = None,
-    expand: options.Expand = None,
-    plan: options.PlanFile = None,
-    identity_init: options.IdentityInit = False,
     json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Ask a model once and print its answer."""
     from deepen.generate import generate as answer
@@ -65,9 +58,7 @@ def generate(
     found = answer(
         model, _prompt(prompt, file), engine=engine, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
         seed=seed, greedy=greedy, stop=stop, json_schema=None if json_schema is None else _schema(json_schema), raw=raw,
-        trim=trim, on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, context=context,
-        quantize=quantize, device=device, dtype=dtype, draft=draft, drop=drop, layers=layers, repeat=repeat, expand=expand,
-        plan=plan, identity_init=identity_init,
+        trim=trim, on_prompt=show_rendered if show_prompt else None, on_text=None if json else show, draft=draft, **shared,
     )  # fmt: skip
     if json:
         print_json(found)
@@ -111,6 +102,7 @@ def _schema(file: Path) -> dict[str, Any]:
     return schema
 
 
+@options.sharing(options.PLAN)
 def serve(
     model: options.Model,
     host: Annotated[
@@ -131,13 +123,9 @@ def serve(
     ] = 8_000_000,
     max_seconds: Annotated[float, typer.Option(metavar="S", help="Longest time for an answer.")] = 600.0,
     execute: Annotated[bool, typer.Option("--exec", help="With --engine vllm: start the command.")] = False,
-    drop: options.Drop = None,
-    layers: options.Layers = None,
-    repeat: options.Repeat = None,
-    expand: options.Expand = None,
-    plan: options.PlanFile = None,
-    identity_init: options.IdentityInit = False,
     json: options.Json = False,
+    *,
+    shared: dict[str, Any],
 ) -> None:
     """Serve a model: OpenAI's protocol under /v1, a web page at /, /health and /metrics."""
     from deepen.serve import Address
@@ -155,8 +143,7 @@ def serve(
     listen(
         model, host=host, port=port, engine=engine, api_key=api_key, api_key_file=api_key_file, tls_cert=tls_cert,
         tls_key=tls_key, parallel=parallel, context=context, quantize=quantize, max_new_tokens=max_new_tokens,
-        max_body=max_body, max_seconds=max_seconds, execute=execute, on_ready=show, drop=drop, layers=layers, repeat=repeat,
-        expand=expand, plan=plan, identity_init=identity_init,
+        max_body=max_body, max_seconds=max_seconds, execute=execute, on_ready=show, **shared,
     )  # fmt: skip
 
 

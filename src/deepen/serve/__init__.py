@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 from deepen.checkpoint import resolve
 from deepen.engine.llamacpp import start_server
 from deepen.errors import MissingDependencyError, OptionError
-from deepen.prepare import prepare_gguf, refuse
+from deepen.prepare import given, prepare_gguf, refuse
 from deepen.serve.front import Front, Limits
 from deepen.serve.vllm import vllm_command
 from deepen.units import parse_bytes
@@ -111,10 +110,7 @@ def serve(
     loopback = _is_loopback(host)
     made = None if keys or loopback else secrets.token_urlsafe(24)
     keys = (made,) if made else keys
-    options: dict[str, Any] = {
-        "drop": drop, "layers": layers, "repeat": repeat, "expand": expand, "plan": plan, "identity_init": identity_init,
-    }  # fmt: skip
-    options = {name: value for name, value in options.items() if value}
+    options = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     if engine == "vllm":
         refuse("vLLM", quantize=quantize, plan=options)
         _vllm(vllm_command(model, host=host, port=port, keys=keys, context=context, parallel=parallel), execute=execute)

@@ -148,7 +148,7 @@ def speed_up(network: Any, *, compile: bool, activation_checkpointing: bool) -> 
 def _keep_memory() -> None:
     """Have the C library keep large blocks that are freed, for the next step.
 
-    Else it gives each one back, and the kernel has to clear as much again: a tenth of the time of a step where it was measured.
+    Else it gives each one back, and the kernel has to clear as much again in every step.
     """
     if (library := _glibc()) is not None:
         library.mallopt(_MMAP_MAX, 0)
