@@ -17,6 +17,7 @@ from deepen.checkpoint.gguf import is_gguf, open_gguf
 from deepen.doctor import doctor
 from deepen.engine import Engine
 from deepen.engine.draft import AUTO, NGRAM, check_vocabulary, depth, find_base, same_vocabulary
+from deepen.engine.llamacpp import CONTEXT
 from deepen.errors import (
     CheckpointError,
     OptionError,
@@ -35,7 +36,6 @@ QUANTIZE = "Q8_0"
 """What a checkpoint is exported as, to run on a CPU: hardly different from its source, and a quarter of float32."""
 
 _SMALLER = "Q4_K_M"  # where Q8_0 does not fit into memory
-_CONTEXT = 8192  # tokens, unless asked otherwise: a longer context is memory that most prompts never use
 _SHORTEST_CONTEXT = 1024
 _SPARE = 256 << 20  # for what an engine computes in; a tenth of the rest if that is more
 
@@ -176,13 +176,13 @@ def prepare_gguf(
     if plan:
         gguf = _scaled(gguf, plan)
     longest = _longest_context(gguf)
-    tokens = min(context or _CONTEXT, longest)
+    tokens = min(context or CONTEXT, longest)
     memory = _memory(gguf, None, tokens * parallel, draft)
     while memory and context is None and memory.needed_bytes > memory.free_bytes and tokens > _SHORTEST_CONTEXT:
         tokens //= 2
         memory = _memory(gguf, None, tokens * parallel, draft)
     _require(memory, gguf, "use a smaller format (--quantize Q4_K_M), fewer --context tokens or a smaller model")
-    if context is None and tokens < min(_CONTEXT, longest):
+    if context is None and tokens < min(CONTEXT, longest):
         print(f"Context: {tokens} tokens, since the memory does not hold more", file=sys.stderr)
     return gguf, tokens
 
@@ -338,10 +338,10 @@ def fingerprint(path: Path, made: str) -> str:
 
 def _longest_context(gguf: Path) -> int:
     if not is_gguf(gguf):
-        return _CONTEXT  # llama.cpp says what is wrong with it
+        return CONTEXT  # llama.cpp says what is wrong with it
     header = open_gguf(gguf)
     found = header.get(f"{header.get('general.architecture')}.context_length")
-    return found if isinstance(found, int) and found > 0 else _CONTEXT
+    return found if isinstance(found, int) and found > 0 else CONTEXT
 
 
 def _say(engine: str, reason: str) -> None:
