@@ -1,5 +1,6 @@
 """`deepen serve` as its users meet it: the official OpenAI client, plain HTTP, signals; behind it a tiny random model."""
 
+import asyncio
 import contextlib
 import http.client
 import importlib.util
@@ -21,7 +22,7 @@ from deepen import serve
 from deepen.cli import run_program
 from deepen.engine.tool_template import with_tools
 from deepen.errors import OptionError, UnsupportedModelError
-from deepen.serve import _keys
+from deepen.serve import _keys, front
 from deepen.serve.vllm import vllm_command
 from tinygguf import TEMPLATE, write_tiny_gguf
 
@@ -383,3 +384,21 @@ def test_a_small_model_calls_a_tool_unforced():
         )
         (made,) = reply.choices[0].message.tool_calls
         assert (made.function.name, json.loads(made.function.arguments)) == ("weather_of", {"city": "Rome"})
+
+
+def test_a_connection_without_a_request_is_told_so(monkeypatch):
+    monkeypatch.setattr(front, "_HEAD_SECONDS", 0.1)
+    door = front.Front(lambda: None, front.Limits(1, 1, 600.0), (), loopback=True)
+
+    async def connect():
+        server = await asyncio.start_server(door.connected, "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            told = await reader.read()
+            writer.close()
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+            return told
+
+    told = asyncio.run(connect())
+    assert b" 408 " in told
+    assert b"no request came within 0.1 seconds" in told

@@ -117,7 +117,11 @@ class Front:
             async with asyncio.timeout(self.limits.seconds):
                 await self._answer(method, target, headers, reader, reply)
         except TimeoutError:
-            reply.error(HTTPStatus.GATEWAY_TIMEOUT, f"the answer took longer than {self.limits.seconds:g} seconds", "timeout")
+            if running:
+                message = f"the answer took longer than {self.limits.seconds:g} seconds"
+                reply.error(HTTPStatus.GATEWAY_TIMEOUT, message, "timeout")
+            else:
+                reply.error(HTTPStatus.REQUEST_TIMEOUT, f"no request came within {_HEAD_SECONDS:g} seconds", "timeout")
         except _Refused as refused:
             reply.error(refused.status, str(refused), refused.kind)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
