@@ -1,0 +1,1 @@
+"""Which layers to repeat: search the layer plan instead of guessing it."""
