@@ -127,8 +127,7 @@ def open_engine(
 
         require_xllamacpp()
         _say(chosen, reason)
-        if isinstance(guess, Path) and guess.is_dir():
-            guess = _exported(guess, _SMALLER)
+        guess = _runnable(guess)
         # to be measured, conversations with and without a draft are held at once
         parallel = 2 if draft == AUTO else 1
         gguf, tokens = prepare_gguf(path, plan=plan, quantize=quantize, context=context, parallel=parallel, draft=guess)
@@ -185,6 +184,20 @@ def prepare_gguf(
     if context is None and tokens < min(CONTEXT, longest):
         print(f"Context: {tokens} tokens, since the memory does not hold more", file=sys.stderr)
     return gguf, tokens
+
+
+def prepare_draft(path: Path, *, plan: Mapping[str, Any] | None, draft: str | Path | None) -> Path | str | None:
+    """What guesses the next tokens of a model in llama.cpp: a GGUF, made in the cache where it must be, or `ngram`, or nothing.
+
+    Args:
+        path: the model.
+        plan: its plan options, or nothing.
+        draft: as for `open_engine`.
+
+    Raises:
+        OptionError: a draft of another vocabulary.
+    """
+    return _runnable(_draft(path, plan, draft))
 
 
 def conversations(gguf: Path, context: int, most: int) -> int:
@@ -286,6 +299,11 @@ def _draft(path: Path, plan: Mapping[str, Any] | None, asked: str | Path | None)
         return draft
     base = path if plan else find_base(path)
     return base if base is not None and same_vocabulary(path, base) else NGRAM
+
+
+def _runnable(draft: Path | str | None) -> Path | str | None:
+    """A draft that llama.cpp runs."""
+    return _exported(draft, _SMALLER) if isinstance(draft, Path) and draft.is_dir() else draft
 
 
 def _require(memory: Memory | None, path: Path, advice: str) -> None:

@@ -223,6 +223,23 @@ def test_many_clients_at_once(client):
     assert all(1 <= count <= 8 for count in done)
 
 
+@pytest.mark.parametrize("draft", ["model", "ngram", "auto"])
+def test_a_draft_changes_no_answer_and_its_guesses_are_counted(gguf, server, draft):
+    request = {"messages": HI, "max_tokens": 24, "temperature": 0, "model": "tiny"}
+    _, _, plain = ask(server, "POST", "/v1/chat/completions", request, authorization="Bearer one")
+    words = ("--draft", gguf if draft == "model" else draft, "--parallel", 2, "--context", 512)
+    with serving(gguf, *words) as (process, address):
+        status, _, drafted = ask(address, "POST", "/v1/chat/completions", request)
+        process.terminate()
+        said = process.stderr.read()
+    plain, drafted = json.loads(plain), json.loads(drafted)
+    assert status == 200
+    assert drafted["choices"][0]["message"] == plain["choices"][0]["message"]
+    assert ("Draft: " in said) == (draft == "auto")
+    if draft == "model":  # the model itself always guesses right
+        assert drafted["timings"]["draft_n_accepted"] == drafted["timings"]["draft_n"] > 10
+
+
 def test_conversations_that_do_not_divide_a_batch(gguf):
     with serving(gguf, "--parallel", 3, "--context", 500) as (_, address):
         assert ask(address, "POST", "/v1/embeddings", {"input": "x " * 200})[0] == 200

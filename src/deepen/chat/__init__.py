@@ -16,6 +16,7 @@ from deepen.chat.session import Failure, Session, Settings, counted
 from deepen.chat.store import Store, data_folder
 from deepen.energy import open_meter
 from deepen.engine import Engine
+from deepen.engine.draft import AUTO, keep_faster
 from deepen.engine.request import check_request
 from deepen.errors import OptionError, UnsupportedModelError
 from deepen.prepare import given, open_engine
@@ -62,6 +63,7 @@ def chat(
     quantize: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    draft: str | Path | None = None,
     drop: int | None = None,
     layers: str | None = None,
     repeat: str | None = None,
@@ -92,6 +94,8 @@ def chat(
         quantize: the format in which the engine llamacpp runs a checkpoint, such as `Q4_K_M`.
         device: where the engine transformers puts the model, such as `cpu` or `cuda:0`.
         dtype: the dtype that the engine transformers computes in, such as `float32`.
+        draft: guesses the next tokens, which the model checks at once: a smaller model of the same vocabulary, `ngram` for the
+            text so far, or `auto` for the model's base or else `ngram`, if it is faster on a first answer that is not shown.
         drop: layer plan, as in `scale`: the deepened model runs without being written (llamacpp: once, into the cache). So do
             the next five.
         layers: slices of layers.
@@ -128,7 +132,7 @@ def chat(
         session = Session(
             model=str(model),
             open=partial(
-                _open, model, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize
+                _open, model, draft, engine=engine, plan=options, device=device, dtype=dtype, context=context, quantize=quantize
             ),
             settings=Settings(max_new_tokens, 0.0 if greedy else temperature, seed, trim),
             store=store,
@@ -154,8 +158,8 @@ def chat(
         return _summary(session)
 
 
-def _open(model: str | Path, **options: Any) -> Engine:
-    opened = open_engine(model, **options)
+def _open(model: str | Path, draft: str | Path | None, **options: Any) -> Engine:
+    opened = open_engine(model, draft=draft, **options)
     if not opened.has_template:
         opened.close()
         raise UnsupportedModelError(
@@ -163,7 +167,7 @@ def _open(model: str | Path, **options: Any) -> Engine:
             where=str(model),
             next="use one that is made for chat, or let `deepen generate` continue a text",
         )
-    return opened
+    return keep_faster(opened) if draft == AUTO else opened
 
 
 def _resumed(store: Store, conversation: int | None) -> tuple[int, Turns]:

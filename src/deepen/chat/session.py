@@ -93,6 +93,7 @@ class Session:
         self._over = False  # there is no engine any more
         self._first_seconds: float | None = None
         self._prompt_tokens: int | None = None
+        self._drafted, self._accepted = 0, 0
         self._written: set[Path] = set()
 
     def close(self) -> None:
@@ -182,6 +183,8 @@ class Session:
                 self._keep((*self.turns[:place], turn(stopped=not finished, tokens=tokens)), place)
             if finished:
                 self._restarted, self._first_seconds, self._prompt_tokens = False, first, last.prompt_tokens
+                self._drafted += last.draft_tokens or 0
+                self._accepted += last.draft_accepted or 0
             if problem is not None:
                 self._recover(problem)
             elif not finished:
@@ -361,6 +364,8 @@ class Session:
             rows.append(("last prompt", f"{self._prompt_tokens}{of} tokens"))
         if self._first_seconds is not None:
             rows.append(("first text", f"after {format_seconds(self._first_seconds)}"))
+        if self._drafted:
+            rows.append(("draft", f"{self._accepted} of {self._drafted} guessed tokens accepted"))
         rows.append(("energy", self._energy(answers)))
         self.tell("\n".join(f"{name.ljust(11)}  {value}" for name, value in rows))
 

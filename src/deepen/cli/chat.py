@@ -31,6 +31,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
     trim: options.Trim = None,
+    draft: options.Draft = None,
     json: options.Json = False,
     *,
     shared: dict[str, Any],
@@ -40,7 +41,8 @@ def chat(
 
     found = converse(
         model, resume=resume, conversation=conversation, engine=engine, system=system, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, greedy=greedy, trim=trim, answers=sys.stderr if json else None, **shared,
+        temperature=temperature, seed=seed, greedy=greedy, trim=trim, draft=draft,
+        answers=sys.stderr if json else None, **shared,
     )  # fmt: skip
     if json:
         print_json(found)

@@ -117,6 +117,7 @@ def serve(
     parallel: Annotated[int, typer.Option(metavar="N", help="Conversations at once.")] = 4,
     context: options.Context = None,
     quantize: options.Quantize = None,
+    draft: options.Draft = None,
     max_new_tokens: Annotated[int, typer.Option(parser=count, metavar="N", help="Longest answer.")] = 2048,
     max_body: Annotated[
         int, typer.Option(parser=options.size, metavar="SIZE", help="Largest request; 8MB unless given.", show_default=False)
@@ -142,7 +143,7 @@ def serve(
 
     listen(
         model, host=host, port=port, engine=engine, api_key=api_key, api_key_file=api_key_file, tls_cert=tls_cert,
-        tls_key=tls_key, parallel=parallel, context=context, quantize=quantize, max_new_tokens=max_new_tokens,
+        tls_key=tls_key, parallel=parallel, context=context, quantize=quantize, draft=draft, max_new_tokens=max_new_tokens,
         max_body=max_body, max_seconds=max_seconds, execute=execute, on_ready=show, **shared,
     )  # fmt: skip
 

@@ -11,15 +11,17 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 from deepen.checkpoint import resolve
-from deepen.engine.llamacpp import start_server
+from deepen.engine.draft import AUTO, keep_faster
+from deepen.engine.llamacpp import LlamacppEngine, start_server
 from deepen.errors import MissingDependencyError, OptionError
-from deepen.prepare import given, prepare_gguf, refuse
+from deepen.prepare import given, prepare_draft, prepare_gguf, refuse
 from deepen.serve.front import Front, Limits
 from deepen.serve.vllm import vllm_command
 from deepen.units import parse_bytes
@@ -61,6 +63,7 @@ def serve(
     parallel: int = 4,
     context: int | None = None,
     quantize: str | None = None,
+    draft: str | Path | None = None,
     max_new_tokens: int = 2048,
     max_body: str | int = "8MB",
     max_seconds: float = 600.0,
@@ -87,6 +90,8 @@ def serve(
         parallel: conversations at once; each has the whole `context`.
         context: tokens of each conversation; what fits into memory, at most 8192, unless given.
         quantize: the format in which a checkpoint is served; Q8_0 unless given.
+        draft: guesses the next tokens, which the model checks at once: a smaller model of the same vocabulary, `ngram` for the
+            text so far, or `auto` for the model's base or else `ngram`, if it is faster on a first answer.
         max_new_tokens: longest answer.
         max_body: largest request.
         max_seconds: longest time for an answer.
@@ -112,19 +117,23 @@ def serve(
     keys = (made,) if made else keys
     options = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     if engine == "vllm":
-        refuse("vLLM", quantize=quantize, plan=options)
+        refuse("vLLM", quantize=quantize, draft=draft, plan=options)
         _vllm(vllm_command(model, host=host, port=port, keys=keys, context=context, parallel=parallel), execute=execute)
         return
     if engine not in {"auto", "llamacpp"}:
         raise OptionError(f"{engine!r} does not serve", where="--engine", next="use auto, llamacpp or vllm")
     tls = _tls(tls_cert, tls_key)
     path = resolve(model)
-    gguf, tokens = prepare_gguf(path, plan=options, quantize=quantize, context=context, parallel=parallel)
+    guess = prepare_draft(path, plan=options, draft=draft)
+    gguf, tokens = prepare_gguf(path, plan=options, quantize=quantize, context=context, parallel=parallel, draft=guess)
+    if draft == AUTO:
+        drafting = LlamacppEngine(gguf, context=tokens, draft=guess)
+        with closing(keep_faster(drafting)) as kept:
+            guess = guess if kept is drafting else None
     name = path.stem if path.is_file() else path.resolve().name
     limits = Limits(max_new_tokens, parse_bytes(max_body), max_seconds)
-    front = Front(
-        partial(start_server, gguf, context=tokens, name=name, parallel=parallel, public=True), limits, keys, loopback
-    )
+    start = partial(start_server, gguf, context=tokens, name=name, parallel=parallel, public=True, draft=guess)
+    front = Front(start, limits, keys, loopback)
     address = Address("", name, tokens, parallel, made)
     asyncio.run(_run(front, host, port, tls, address, on_ready))
 
