@@ -1,6 +1,6 @@
 """What an export costs, and what each format costs the model: seconds, memory, perplexity, agreement with the checkpoint.
 
-    python benchmarks/export.py CHECKPOINT --data wikitext2_valid.txt
+    python benchmarks/export.py CHECKPOINT --data wikitext2_valid.txt --chats instruction-data.json
     python benchmarks/export.py CHECKPOINT --data TEXT --windows 2 --positions 100 --repeat 1 --layers 2    # a quick look
 
 Time: `deepen export` to Q8_0 and to Q4_K_M, each run in a process of its own, in turn, from the start of the process to its
@@ -8,7 +8,8 @@ end. What the check of the file takes is in it, and is given besides. Memory: th
 shapes (`--layers` makes it shallower), with the checkpoint's tokenizer: resident memory at its highest, and the part of it
 that is not pages of files, which the system could drop. Formats: perplexity of the text in windows of `--window` tokens, by
 transformers in float32 for the checkpoint and by llama.cpp for the GGUFs, and at how many positions of the text's beginning
-the likeliest next token is the checkpoint's own. Writes `benchmarks/results/export-NAME-DATE.{json,md}`.
+the likeliest next token is the checkpoint's own; with `--chats` also at as many positions of conversations in the model's own
+chat template. Writes `benchmarks/results/export-NAME-DATE.{json,md}`.
 """
 
 from __future__ import annotations
@@ -142,29 +143,48 @@ def perplexity(model: Path, data: Path, window: int, windows: int) -> float:
     return float(deepen.evaluate(model, data=data, window=window, limit=windows, dtype=dtype).tasks["perplexity"]["value"])
 
 
-def first_tokens(model: Path, data: Path, count: int) -> list[int]:
-    """Ids of the beginning of the text."""
+def beginning(model: Path, data: Path, positions: int) -> list[list[int]]:
+    """Ids of the beginning of the text, in one window."""
     from transformers import AutoTokenizer
 
-    text = data.read_text(encoding="utf-8")[: 12 * count]
+    text = data.read_text(encoding="utf-8")[: 12 * positions]
     ids: list[int] = AutoTokenizer.from_pretrained(model)(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids[:count]
+    return [ids[: positions + 1]]
 
 
-def source_distributions(model: Path, tokens: list[int]) -> Any:
+def conversations(model: Path, chats: Path, positions: int) -> list[list[int]]:
+    """Ids of the first conversations in the model's chat template, a window for each, with so many positions together."""
+    from transformers import AutoTokenizer
+
+    from deepen.data.chat import read_conversations
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    windows: list[list[int]] = []
+    for conversation in read_conversations(chats):
+        turns = [{"role": turn.role, "content": turn.content} for turn in conversation.messages]
+        ids = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+        missing = positions - sum(len(window) - 1 for window in windows)
+        if missing <= 0:
+            break
+        windows.append(ids[: missing + 1])
+    return windows
+
+
+def source_distributions(model: Path, windows: list[list[int]]) -> Any:
     """Natural-log probability of each next token by transformers in float32, shape (positions, vocabulary)."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()(torch.tensor([tokens])).logits[0, :-1]
+        logits = torch.cat([source(torch.tensor([window])).logits[0, :-1] for window in windows])
         return torch.log_softmax(logits, -1).numpy()
 
 
-def compare(gguf: Path, tokens: list[int], source: Any) -> dict[str, float]:
+def compare(gguf: Path, windows: list[list[int]], source: Any) -> dict[str, float]:
     """How llama.cpp's next tokens differ from the checkpoint's."""
     same, divergence = 0, 0.0
-    with closing(start_distributions(gguf, [tokens])) as child:
+    with closing(start_distributions(gguf, windows)) as child:
         for wanted in source:
             found = child.receive()
             same += int(np.argmax(found) == np.argmax(wanted))
@@ -173,20 +193,25 @@ def compare(gguf: Path, tokens: list[int], source: Any) -> dict[str, float]:
 
 
 def table_of_formats(
-    model: Path, data: Path, work: Path, *, window: int, windows: int, positions: int
+    model: Path, data: Path, chats: Path | None, work: Path, *, window: int, windows: int, positions: int
 ) -> dict[str, dict[str, float]]:
     """Size, perplexity and agreement of each format, and of the checkpoint itself."""
     import deepen
 
-    tokens = first_tokens(model, data, positions + 1)
-    source = source_distributions(model, tokens)
+    compared = {"": beginning(model, data, positions)}
+    if chats is not None:
+        compared["chat_"] = conversations(model, chats, positions)
+    sources = {kind: source_distributions(model, texts) for kind, texts in compared.items()}
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     own = perplexity(model, data, window, windows)
-    table = {SOURCE: {"bytes": size, "perplexity": own, "agreement": 1.0, "divergence": 0.0}}
+    table = {SOURCE: {"bytes": size, "perplexity": own}}
+    table[SOURCE] |= {f"{kind}{name}": best for kind in compared for name, best in (("agreement", 1.0), ("divergence", 0.0))}
     for name in FORMATS:
         gguf = deepen.export(model, work / f"{name}.gguf", quantize=name)
         figures = {"bytes": gguf.stat().st_size, "perplexity": perplexity(gguf, data, window, windows)}
-        table[name] = figures | compare(gguf, tokens, source)
+        for kind, texts in compared.items():
+            figures |= {f"{kind}{key}": value for key, value in compare(gguf, texts, sources[kind]).items()}
+        table[name] = figures
         gguf.unlink()
         print(f"{name}: {table[name]}", file=sys.stderr)
     return table
@@ -221,14 +246,19 @@ def report(result: dict[str, Any]) -> str:
     lines += [
         "\n## Formats\n",
         f"Perplexity of {setting['windows'] * (setting['window'] - 1):,} tokens of {setting['data']}, and agreement at"
-        f" {setting['positions']:,} positions.\n",
-        "| | size | perplexity | same likeliest next token | KL divergence | bar | met |\n|---|---|---|---|---|---|---|",
+        f" {setting['positions']:,} positions of it"
+        + (f", and at as many of conversations ({setting['chats']}) in the chat template" if setting["chats"] else "")
+        + ".\n",
+        "| | size | perplexity | same likeliest next token | KL divergence | in conversations | bar | met, in conversations |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["formats"].items():
         bar = AGREEMENT.get(name)
-        judged = f"{bar:.0%} | {'yes' if row['agreement'] >= bar else 'no'}" if bar else "| "
+        found = [row[key] for key in ("agreement", "chat_agreement") if key in row]
+        judged = f"{bar:.0%} | {', '.join('yes' if each >= bar else 'no' for each in found)}" if bar else "| "
         cells = f"{row['bytes'] / 1e6:.0f} MB | {row['perplexity']:.3f} | {row['agreement']:.1%} | {row['divergence']:.4f} nats"
-        lines.append(f"| {name} | {cells} | {judged} |")
+        chats = f"{row['chat_agreement']:.1%}" if "chat_agreement" in row else ""
+        lines.append(f"| {name} | {cells} | {chats} | {judged} |")
     return "\n".join(lines) + "\n"
 
 
@@ -240,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path, help="a checkpoint folder of the Llama family")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--chats", type=Path, help="conversations that `deepen instruct` reads")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--positions", type=int, default=1000)
@@ -260,8 +291,9 @@ def main() -> None:
         shutil.rmtree(work / "billion")
         (work / "out.gguf").unlink()
         formats = table_of_formats(
-            words.model, words.data, work, window=words.window, windows=words.windows, positions=words.positions
-        )
+            words.model, words.data, words.chats, work,
+            window=words.window, windows=words.windows, positions=words.positions,
+        )  # fmt: skip
     machine = doctor()
     shown = [Path(word).name if Path(word).is_absolute() or Path(word).exists() else word for word in sys.argv[1:]]
     result = {
@@ -274,6 +306,7 @@ def main() -> None:
             "positions": words.positions,
             "layers": words.layers,
             "data": words.data.name,
+            "chats": words.chats.name if words.chats else None,
         },
         "repeat": words.repeat,
         "machine": {"cpu": machine["cpu"]},
