@@ -1,0 +1,1 @@
+"""What people use a model for: answers from documents, summaries, lessons, texts."""

@@ -1,0 +1,1 @@
+"""Maths problems rephrased by a model, kept if the answer is right."""
