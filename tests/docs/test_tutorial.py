@@ -58,8 +58,8 @@ def substituted(text, checkpoint):
     return text.replace(SOLAR, str(checkpoint)).replace("400", str(NEW_TOKENS))
 
 
-def run(words, folder, environment):
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+def run(words, folder, environment, entries=""):
+    done = subprocess.run(words, input=entries, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -75,7 +75,8 @@ def answers(checkpoint, folder, environment):
         if words[1] == "serve":
             printed["serve"] = serve(words, folder, environment)
             continue
-        printed[words[1] if words[1] != "generate" else words[3]] = run(words, folder, environment).stdout
+        entries = "What is the square root of 24?\n" if words[1] == "chat" else ""
+        printed[words[1] if words[1] != "generate" else words[3]] = run(words, folder, environment, entries).stdout
     return printed
 
 
@@ -92,7 +93,7 @@ def serve(words, folder, environment):
 
 def test_the_commands_of_the_page_run(answers, folder):
     assert list(answers) == [
-        "doctor", "export", "What is the square root of 24?", "Tell me a story about the universe", "serve",
+        "doctor", "export", "What is the square root of 24?", "Tell me a story about the universe", "chat", "serve",
     ]  # fmt: skip
     for line in ("accelerator", "memory", "disk"):
         assert re.search(rf"^{line} ", answers["doctor"], flags=re.MULTILINE)
@@ -100,6 +101,7 @@ def test_the_commands_of_the_page_run(answers, folder):
     assert (folder / "solar.gguf").stat().st_size == pytest.approx(105e6, rel=0.05)
     assert answers["What is the square root of 24?"].startswith("The square root of 24 is")
     assert len(answers["Tell me a story about the universe"]) > 20
+    assert answers["chat"].startswith("The square root of 24 is")
     assert answers["serve"].startswith("http://127.0.0.1:")
 
 
