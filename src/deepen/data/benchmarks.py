@@ -32,26 +32,32 @@ class Row(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a benchmark's rows are: on the Hub, in which configuration and split, and how a local copy may be called."""
+    """Where a benchmark's rows are: on the Hub, in which configuration and split, and what else a local copy is called."""
 
     hub: str
     config: str
     split: str
-    folders: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> set[str]:
+        """Names that a local copy may have, in lower case."""
+        owner, _, name = self.hub.lower().partition("/")
+        return {name, *(f"{owner}{mark}{name}" for mark in ("_", "__", "--", "-")), *self.others}
 
 
 _PLACES = {
-    "arc_challenge": _Place("allenai/ai2_arc", "ARC-Challenge", "test", ("ai2_arc", "arc_challenge", "arc")),
-    "hellaswag": _Place("Rowan/hellaswag", "", "validation", ("hellaswag",)),
-    "mmlu": _Place("cais/mmlu", "all", "test", ("cais_mmlu", "mmlu")),
-    "truthfulqa": _Place("truthfulqa/truthful_qa", "multiple_choice", "validation", ("truthful_qa", "truthfulqa")),
-    "winogrande": _Place("allenai/winogrande", "winogrande_xl", "validation", ("winogrande",)),
-    "gsm8k": _Place("openai/gsm8k", "main", "test", ("gsm8k",)),
-    "bbq": _Place("oskarvanderwal/bbq", "All", "test", ("bbq",)),
-    "crows_pairs": _Place("jannalu/crows_pairs_multilingual", "english", "test", ("crows_pairs_multilingual", "crows_pairs")),
-    "winogender": _Place("oskarvanderwal/winogender", "all", "test", ("winogender",)),
+    "arc_challenge": _Place("allenai/ai2_arc", "ARC-Challenge", "test", ("arc_challenge", "arc")),
+    "hellaswag": _Place("Rowan/hellaswag", "", "validation"),
+    "mmlu": _Place("cais/mmlu", "all", "test", ("hendrycks_test",)),
+    "truthfulqa_mc2": _Place("truthfulqa/truthful_qa", "multiple_choice", "validation", ("truthfulqa",)),
+    "winogrande": _Place("allenai/winogrande", "winogrande_xl", "validation"),
+    "gsm8k": _Place("openai/gsm8k", "main", "test"),
+    "bbq": _Place("oskarvanderwal/bbq", "All", "test"),
+    "crows_pairs": _Place("jannalu/crows_pairs_multilingual", "english", "test", ("crows_pairs",)),
+    "winogender": _Place("oskarvanderwal/winogender", "all", "test"),
 }
-_H4 = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa")
+_H4 = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2")
 _BIAS = ("crows_pairs", "bbq", "winogender")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "h4": _H4,
@@ -63,7 +69,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 NAMES = (*_PLACES, *GROUPS)
 """Names that are known."""
 
-_SAME = {"truthfulqa_mc2": "truthfulqa", "truthfulqa_mc1": "truthfulqa", "arc": "arc_challenge"}
+_SAME = {"truthfulqa": "truthfulqa_mc2", "truthfulqa_mc1": "truthfulqa_mc2", "arc": "arc_challenge"}
 _SPLITS = ("test", "validation", "train")  # a benchmark is scored on the first of these that it has
 _KINDS = (".json", ".jsonl", ".parquet")
 _HEADER = re.compile(r"---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
@@ -194,16 +200,20 @@ def _has_rows(folder: Path) -> bool:
 def _called(folder: Path) -> str:
     """The name of the benchmark that is usually in a folder of that name."""
     name = folder.resolve().name
-    return next((known for known, place in _PLACES.items() if name in place.folders), name)
+    return next((known for known, place in _PLACES.items() if name.lower() in place.folders), name)
 
 
 def _local(name: str, data: Path) -> Iterator[Row]:
     place = _PLACES[name]
-    for folder in place.folders:
-        if (data / folder).is_dir():
-            return _folder_rows(data / folder, place.config, place.split)
+    if not data.is_dir():
+        raise DataError("the folder of benchmark data does not exist", where=data, next="name an existing folder")
+    for folder in (*sorted(data.iterdir()), data):
+        if folder.is_dir() and folder.name.lower() in place.folders:
+            return _folder_rows(folder, place.config, place.split)
     raise DataError(
-        f"there is no folder for {name} in it", where=data, next=f"put the data set {place.hub} into {data / place.folders[0]}"
+        f"there is no folder for {name} in it",
+        where=data,
+        next=f"put a copy of {place.hub} there, or leave the folder out to take it from the Hub",
     )
 
 
@@ -255,8 +265,8 @@ def _files(folder: Path, config: str) -> dict[str, list[Path]]:
     configs = _header(folder)
     if config in configs:
         configs = {config: configs[config]}
-    elif "all" in configs:
-        configs = {"all": configs["all"]}
+    elif whole := [each for each in configs if each.lower() == "all"]:
+        configs = {whole[0]: configs[whole[0]]}
     files: dict[str, list[Path]] = {}
     for parts in configs.values():
         for split, patterns in parts:

@@ -24,6 +24,7 @@ from deepen.progress import progress, say
 SHARE = 0.8
 """Of a benchmark's words, those that a training row must have in common runs."""
 _MOST_WORDS = 60  # that are quoted
+_APOSTROPHE = re.compile(r"\w['\u2019]\w")
 _MARK, _INSIDE = re.compile(r"[^\w\s]|_"), re.compile(r"\w[^\w\s'\u2019]+\w|\w_")
 
 
@@ -55,19 +56,19 @@ class BenchmarkIndex:
         index: of their texts.
         texts: these.
         owners: for each text its benchmark and row.
-        compared: for each benchmark how many of its rows have enough words.
+        compared: for each benchmark its rows that have enough words.
         rows: for each benchmark how many it has.
     """
 
     index: Index
     texts: Sequence[str]
     owners: Sequence[tuple[str, int]]
-    compared: Mapping[str, int]
+    compared: Mapping[str, Sequence[int]]
     rows: Mapping[str, int]
 
 
 def index_benchmarks(benchmarks: Mapping[str, Sequence[Row]]) -> BenchmarkIndex:
-    """Index the texts of benchmarks, each also as it is without any punctuation."""
+    """Index the texts of benchmarks, each also as it is after somebody took the punctuation out."""
     texts: list[str] = []
     owners: list[tuple[str, int]] = []
     for name, rows in benchmarks.items():
@@ -78,7 +79,7 @@ def index_benchmarks(benchmarks: Mapping[str, Sequence[Row]]) -> BenchmarkIndex:
                     owners.append((name, row.number))
     index = build_index(texts)
     long_enough = {owner for number, owner in enumerate(owners) if index.compares(number)}
-    compared = {name: sum(owner[0] == name for owner in long_enough) for name in benchmarks}
+    compared = {name: sorted(row for each, row in long_enough if each == name) for name in benchmarks}
     return BenchmarkIndex(index, texts, owners, compared, {name: len(rows) for name, rows in benchmarks.items()})
 
 
@@ -146,8 +147,9 @@ def open_index(words: Paths, data: Path | None = None) -> BenchmarkIndex:
 
 
 def _forms(text: str) -> list[str]:
-    """A text and, if that has other words, what is left of it when marks are deleted instead of parting words: "wellknown"."""
-    return [text, _MARK.sub("", text)] if _INSIDE.search(text) else [text]
+    """A text and, where words are others then, without any mark ("wellknown") and with a space for each ("can t")."""
+    forms = [text, *([_MARK.sub("", text)] if _INSIDE.search(text) else [])]
+    return [*forms, _MARK.sub(" ", text)] if _APOSTROPHE.search(text) else forms
 
 
 def _files(data: Paths) -> Iterator[File]:
