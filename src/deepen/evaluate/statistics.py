@@ -19,7 +19,7 @@ Verdict = Literal["better", "worse", "cannot tell"]
 
 _Z = 1.959963984540054  # 97.5 % of the standard normal distribution lies below it
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # of Student's t, for 1 to 8 degrees of freedom
-_RESAMPLES = 2000
+_RESAMPLES = 1000
 _AT_ONCE = 2_000_000  # numbers of resamples that exist at once
 _HALVINGS = 60
 _LEVEL = 0.05
