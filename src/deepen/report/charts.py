@@ -16,6 +16,7 @@ _LABEL, _BAR, _GAP, _AXIS = 22, 18, 14, 24  # heights in pixels
 _RADIUS, _MARGIN = 130, 70  # of a radar
 _LONGEST = 40  # characters of a name in a picture
 _MOST_COLOURS = len(_COLOURS)
+_WIDTH = 78  # per cent of the page that the axis takes; the rest is for the numbers
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def bars(groups: Groups, *, scale: float, unit: str, about: str) -> Html:
     ticks = [
         join(
             [
-                element("line", x1=f"{at}%", x2=f"{at}%", y1=0, y2=top, class_="line"),
+                element("line", x1=f"{_WIDTH * at / 100}%", x2=f"{_WIDTH * at / 100}%", y1=0, y2=top, class_="line"),
                 element(
-                    "text", f"{scale * at / 100:.3g}{unit}", x=f"{at}%", y=top + 16, class_="soft",
-                    text_anchor={0: "start", 100: "end"}.get(at, "middle"),
+                    "text", f"{scale * at / 100:.3g}{unit}", x=f"{_WIDTH * at / 100}%", y=top + 16,
+                    class_="soft", text_anchor="start" if at == 0 else "middle",
                 ),
             ]
         )
@@ -163,9 +164,9 @@ def _legend(numbers: Mapping[str, int]) -> Html:
 
 def _bar(bar: Bar, number: int, top: int, scale: float) -> list[Html]:
     def at(value: float) -> str:
-        return f"{100 * min(max(value / scale, 0.0), 1.0):.2f}%"
+        return f"{_WIDTH * min(max(value / scale, 0.0), 1.0):.2f}%"
 
-    middle = top + _BAR / 2 - 1
+    middle = top + _BAR / 2 - 2
     parts = [element("rect", x=0, y=top, width=at(bar.value), height=_BAR - 4, rx=2, class_=f"f{number}")]
     end = bar.value
     if bar.low is not None and bar.high is not None:
@@ -175,14 +176,7 @@ def _bar(bar: Bar, number: int, top: int, scale: float) -> list[Html]:
             for edge in (bar.low, bar.high)
         ]
         end = max(end, bar.high)
-    inside = end > 0.8 * scale  # no room to the right of it
-    parts.append(
-        element(
-            "text", bar.text, x="100%" if inside else at(end), dx=-6 if inside else 8, y=middle + 4,
-            text_anchor="end" if inside else "start", class_="halo" if inside else None,
-        )
-    )  # fmt: skip
-    return parts
+    return [*parts, element("text", bar.text, x=at(end), dx=8, y=middle + 5)]
 
 
 def _short(name: str) -> str:

@@ -167,7 +167,6 @@ summary { cursor: pointer; padding: .55rem 0; overflow-wrap: anywhere; } details
 figure { margin: 1rem 0; } figure svg, figure img { display: block; width: 100%; } figcaption { font-size: .875rem; }
 .better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
-svg .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 5px; }
 svg .line { stroke: var(--line); fill: none; } svg .ink { stroke: var(--ink); stroke-width: 1.5; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: .5rem 0;
   font-size: .875rem; }
