@@ -1,0 +1,99 @@
+"""What a model must run to score continuations: each different sequence once, sorted, and with what it shares with the one before.
+
+Pure: numbers in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import NamedTuple
+
+
+class Pair(NamedTuple):
+    """The tokens of a context and of its continuation."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+class Answer(NamedTuple):
+    """How likely a continuation is, in nats, and whether each of its tokens is the likeliest."""
+
+    log_likelihood: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sequence of tokens that the model runs.
+
+    Attributes:
+        tokens: those that the model sees; the last token of a continuation is asked for only.
+        first: the place whose logits tell of the first token that is asked for.
+        width: to which it is padded on the right.
+        kept: leading tokens that the run before has left in the cache.
+        asked: by the number of its pair, a continuation that ends with this sequence's next token.
+    """
+
+    tokens: tuple[int, ...]
+    first: int
+    width: int
+    kept: int = 0
+    asked: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+Sequences = Sequence[Run]
+
+
+def arrange(pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool, shared: bool, lane: int = 1) -> list[Run]:
+    """What to run for some pairs.
+
+    Pairs that differ in their last token only, as those of a choice of letters do, are one sequence. The sequences are sorted by
+    length, the longest first, and cut into batches as lm-eval does (`Collator` of 0.4.13), which gives each its width. If the
+    beginnings are shared, they are then run in the order of their tokens.
+
+    Args:
+        pairs: tokens of contexts and continuations, neither empty.
+        batch_size: sequences in a batch.
+        window: the longest sequence that the model takes; a longer one loses its beginning.
+        padded: whether sequences are as wide as the longest of their batch.
+        shared: whether leading tokens are left in a cache for the next.
+        lane: of a width only whole lanes are left to the next, and taken from it.
+    """
+    groups: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
+    for number, (context, continuation) in enumerate(pairs):
+        groups.setdefault(context + continuation[:-1], {})[number] = continuation
+    found = []
+    for asked in groups.values():
+        number = max(asked, key=lambda each: len(asked[each]))  # of equals the first, as there
+        whole = pairs[number].context + asked[number]
+        found.append((-len(whole), whole, asked))
+    found.sort(key=lambda each: each[:2])
+    runs = []
+    for start in range(0, len(found), batch_size):
+        batch = found[start : start + batch_size]
+        longest = min(-batch[0][0] - 1, window)
+        for _, whole, asked in batch:
+            tokens = whole[-(window + 1) :][:-1]
+            first = len(tokens) - max(map(len, asked.values()))
+            runs.append(Run(tokens, first, longest if padded else len(tokens), 0, asked))
+    return _shared(runs, lane if padded else 1) if shared else runs
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
+def _shared(runs: Sequence[Run], lane: int) -> list[Run]:
+    result: list[Run] = []
+    for run in sorted(runs, key=lambda each: each.tokens):
+        kept = 0
+        if result:
+            before = result[-1]
+            whole = min(before.width, run.width) // lane * lane
+            kept = min(common(before.tokens, run.tokens), run.first, whole)
+        result.append(Run(run.tokens, run.first, run.width, kept, run.asked))
+    return result
