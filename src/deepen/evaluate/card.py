@@ -56,7 +56,8 @@ def update(model: Path, report: Report) -> None:
 
 
 def _result(name: str, task: TaskResult) -> dict[str, Any]:
-    title, kind, config, split = _DATA_SETS.get(name, (name, name, "default", "test"))
+    text = printable(", ".join(task.facts.get("texts", [name])))
+    title, kind, config, split = _DATA_SETS.get(name, (text, text, "default", "test"))
     data_set: dict[str, Any] = {"name": title, "type": kind, "config": config, "split": split}
     if task.shots:
         data_set["args"] = {"num_few_shot": task.shots}

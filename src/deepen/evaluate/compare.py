@@ -56,13 +56,13 @@ def compare(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult]) ->
     found: dict[str, Comparison] = {}
     differences: list[Difference] = []
     for name, own in ours.items():
-        differences.append(_paired(own, theirs[name]))
-        found[name] = _comparison(own.value, theirs[name].value, differences[-1], own.metric, len(own.items))
+        against = theirs[name]
+        differences.append(_paired(own, against))
+        found[name] = _comparison(own.value, against.value, differences[-1], own.metric, len(own.items))
     if len(found) > 1 and len({task.metric in _LOWER_IS_BETTER for task in ours.values()}) == 1:
-        values = [sum(task.value for task in tasks.values()) / len(tasks) for tasks in (ours, theirs)]
-        found["average"] = _comparison(
-            *values, _average(differences), "average", sum(len(task.items) for task in ours.values())
-        )
+        value, other = (sum(task.value for task in tasks.values()) / len(tasks) for tasks in (ours, theirs))
+        rows = sum(len(task.items) for task in ours.values())
+        found["average"] = _comparison(value, other, _average(differences), "average", rows)
     return found
 
 

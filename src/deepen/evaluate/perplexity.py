@@ -63,6 +63,7 @@ class Scores:
 
     Attributes:
         model: where it lies.
+        texts: names of the data.
         stream: the whole text.
         losses: nats of each scored token, shape (scored,).
         places: where in the stream each stands.
@@ -75,6 +76,7 @@ class Scores:
     """
 
     model: Path
+    texts: tuple[str, ...]
     stream: Stream
     losses: _Floats
     places: Counts
@@ -163,6 +165,7 @@ def score(
     places = [np.arange(windows[number].first, windows[number].end) for number in chosen]
     return Scores(
         model=path,
+        texts=tuple(Path(each).name for each in ([data] if isinstance(data, str | Path) else data)),
         stream=stream,
         losses=np.concatenate(losses).astype(np.float64),
         places=np.concatenate(places),
@@ -199,6 +202,7 @@ def summarise(scores: Scores) -> TaskResult:
     per_token = ratio_interval(nats, tokens)
     value = math.exp(per_token.value)
     facts: dict[str, Any] = {
+        "texts": list(scores.texts),
         "tokens": len(stream),
         "windows": len(np.unique(scores.windows)),
         "all_windows": scores.all_windows,
@@ -273,7 +277,8 @@ def _bits_per_byte(scores: Scores) -> _Floats:
     size = int(owner[-1]) + 1
     nats = np.bincount(owner[scores.places], scores.losses, minlength=size)
     bytes_ = np.bincount(owner[scores.places], scores.stream.bytes[scores.places], minlength=size)
-    return np.divide(nats, bytes_ * math.log(2), out=np.full(size, np.nan), where=bytes_ > 0)
+    rates: _Floats = np.divide(nats, bytes_ * math.log(2), out=np.full(size, np.nan), where=bytes_ > 0)
+    return rates
 
 
 def _pieces(stream: Stream) -> Counts:
@@ -284,7 +289,7 @@ def _pieces(stream: Stream) -> Counts:
     return pieces
 
 
-def _scaled(nats: _Floats, counts: _Floats) -> Estimate | None:
+def _scaled(nats: NDArray[Any], counts: NDArray[Any]) -> Estimate | None:
     return ratio_interval(nats, counts) if counts.sum() > 0 else None
 
 

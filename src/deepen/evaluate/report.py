@@ -79,7 +79,9 @@ def html(report: Report) -> str:
     for other in report.comparisons:
         shown = words.comparison_table(report, other)
         rows = [(*row[:-1], element("span", row[-1], class_=row[-1] if " " not in row[-1] else None)) for row in shown.rows]
-        sections.append(section(f"Against {other}", _table(shown._replace(rows=rows)), element("p", _VERDICTS, class_="soft")))
+        sections.append(section(f"Against {other}", _table(shown._replace(about=words.PAIRED, rows=rows))))
+    if report.comparisons:
+        sections.append(element("p", _VERDICTS, class_="soft"))
     if report.reference is not None:
         shown = words.reference_table(report)
         sections.append(section("Beside published rows", _table(shown, marked=(0,))))
@@ -118,7 +120,7 @@ def _results(report: Report) -> Iterator[Html]:
 
 def _table(shown: Table, marked: Sequence[int] = ()) -> Html:
     plain = [[cell for cell in column if cell] for column in zip(*shown.rows, strict=True)]
-    numbers = [place for place, column in enumerate(plain) if all(str(cell)[:1] in "+-<0123456789" for cell in column)]
+    numbers = [place for place, column in enumerate(plain) if all(cell[:1] in "+-<0123456789" and not isinstance(cell, Html) for cell in column)]
     return table(shown.header, shown.rows, caption=shown.about, numbers=numbers, marked=marked)
 
 
@@ -136,8 +138,14 @@ def _charts(report: Report) -> list[tuple[dict[str, list[Bar]], float, str]]:
         groups = {name: [_bar(model, tasks[name]) for model, tasks in _models(report).items()] for name in names}
         ends = [max(bar.value, bar.high or 0.0) for group in groups.values() for bar in group]
         if names and max(ends) > 0:
-            found.append((groups, 100.0, "%") if fractions else (groups, 1.1 * max(ends), ""))
+            found.append((groups, 100.0, "%") if fractions else (groups, _round_up(max(ends)), ""))
     return found
+
+
+def _round_up(value: float) -> float:
+    """The end of an axis of four parts."""
+    unit = 10 ** math.floor(math.log10(value))
+    return float(next(step * unit for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * unit >= value))
 
 
 def _bar(name: str, task: TaskResult) -> Bar:

@@ -50,7 +50,7 @@ class Job:
     tasks: tuple[str, ...]
     data: tuple[str | Path, ...]
     options: Mapping[str, Any]
-    where: Mapping[str, str | None]
+    where: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from deepen.evaluate.compare import Comparison
@@ -19,10 +19,9 @@ TITLES: Mapping[str, str] = {
 }  # fmt: skip
 """How the columns of the leaderboard are called."""
 
-_METHOD = {
-    "nats per token": "paired bootstrap over {n} documents or windows",
-    "bits per byte": "paired bootstrap over documents or pieces of the text, since the tokenizers differ",
-}
+PAIRED = "Differences of pairs: the same rows, or the same text, for both models"
+_LARGE = 1e5
+_UNITS = {"nats per token", "bits per byte"}
 # what a result has besides its value: name in its facts, and in words
 _FURTHER = (
     ("bits_per_byte", "bits per byte"),
@@ -65,13 +64,15 @@ def results_table(report: Report) -> Table:
 
 def comparison_table(report: Report, other: str) -> Table:
     """What separates the judged model from another one."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, each in report.comparisons[other].items():
         task = report.results.get(name) or next(iter(report.results.values()))
         p = "" if each.p is None else f"{each.p:.2g}" if each.p >= 1e-4 else "<0.0001"
         rows.append((name, amount(task, each.value), amount(task, each.other), *_difference(task, each), p, each.verdict))
-    header = ("task", "this model", "the other", "difference", "95 % interval", "p", "verdict")
-    return Table(f"{report.name} against {other}: paired differences on the same {_things(report)}", header, rows)
+    header: tuple[str, ...] = ("task", "this model", "the other", "difference", "95 % interval", "p", "verdict")
+    if not any(row[-2] for row in rows):  # nothing was right or wrong
+        header, rows = (*header[:-2], header[-1]), [(*row[:-2], row[-1]) for row in rows]
+    return Table(f"{report.name} against {other}. {PAIRED}", header, rows)
 
 
 def reference_table(report: Report) -> Table:
@@ -98,7 +99,7 @@ def notes(report: Report) -> list[str]:
 
 def amount(task: TaskResult, value: float) -> str:
     """A value in the unit of its task."""
-    return _percent(value) if task.is_fraction else f"{value:.3f}"
+    return _percent(value) if task.is_fraction else f"{value:.3f}" if value < _LARGE else f"{value:.3e}"
 
 
 def interval(task: TaskResult, low: float | None, high: float | None) -> str:
@@ -107,7 +108,7 @@ def interval(task: TaskResult, low: float | None, high: float | None) -> str:
 
 
 def _difference(task: TaskResult, found: Comparison) -> tuple[str, str]:
-    points = task.is_fraction and found.unit not in _METHOD
+    points = task.is_fraction and found.unit not in _UNITS
     scale, digits, unit = (100, 2, "points") if points else (1, 4, found.unit)
     text = f"{scale * found.difference:+.{digits}f} {unit}"
     if found.low is None or found.high is None:
@@ -117,16 +118,3 @@ def _difference(task: TaskResult, found: Comparison) -> tuple[str, str]:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}%"
-
-
-def _things(report: Report) -> str:
-    return "text" if report.suite == "perplexity" else "rows"
-
-
-def verdicts(report: Report) -> Sequence[str]:
-    """One sentence for each other model."""
-    found = []
-    for other, tasks in report.comparisons.items():
-        parts = [f"{each.verdict} on {name}" for name, each in tasks.items()]
-        found.append(f"against {other}: {', '.join(parts)}")
-    return found

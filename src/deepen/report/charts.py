@@ -66,7 +66,7 @@ def bars(groups: Groups, *, scale: float, unit: str, about: str) -> Html:
             [
                 element("line", x1=f"{_WIDTH * at / 100}%", x2=f"{_WIDTH * at / 100}%", y1=0, y2=top, class_="line"),
                 element(
-                    "text", f"{scale * at / 100:.3g}{unit}", x=f"{_WIDTH * at / 100}%", y=top + 16,
+                    "text", f"{scale * at / 100:,.6g}{unit}", x=f"{_WIDTH * at / 100}%", y=top + 16,
                     class_="soft", text_anchor="start" if at == 0 else "middle",
                 ),
             ]
