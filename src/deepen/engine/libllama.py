@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # the server's child wants only the metadata, and no time los
     import numpy as np
     from numpy.typing import NDArray
 
+Run = tuple[list[int], int, int, list[tuple[int, ...]]]
+"""See `scored_runs`."""
+
 _BATCH = 512  # tokens decoded at once: bounds the logits held at once, whatever the length of a window
 _CONTEXT_DEFAULTS = (512, 2048, 512, 1)  # n_ctx, n_batch, n_ubatch, n_seq_max
 
@@ -61,6 +64,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {  # name: (result, argumen
     "llama_vocab_n_tokens": (_INT, (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, _INT, _INT, _INT)),
     "llama_set_n_threads": (None, (_POINTER, _INT, _INT)),
     "llama_batch_init": (_Batch, (_INT, _INT, _INT)),
     "llama_decode": (_INT, (_POINTER, _Batch)),
@@ -124,10 +128,36 @@ def start_distributions(gguf: Path, windows: Sequence[Sequence[int]]) -> Child:
     return start("deepen.engine.libllama", gguf, (str(gguf), [list(map(int, window)) for window in windows], True))
 
 
+def scored_runs(gguf: Path, runs: Sequence[Run]) -> Iterator[list[tuple[float, bool]]]:
+    """How likely continuations are, in a child process that keeps what one sequence has in common with the next.
+
+    Args:
+        gguf: the model file.
+        runs: for each sequence its tokens; how many of them the sequence before left in the model's memory; the place whose
+            token predicts the first that is asked for; and continuations that end with the token after the sequence.
+
+    Yields:
+        For each run, for each continuation, its natural-log probability and whether each of its tokens is the likeliest.
+
+    Raises:
+        DataError, CheckpointError, MissingDependencyError, MachineError: as `window_log_likelihoods`.
+    """
+    require_xllamacpp()
+    with closing(start("deepen.engine.libllama", gguf, (str(gguf), list(runs), None))) as child:
+        for _ in runs:
+            row = child.receive()
+            assert isinstance(row, list)
+            yield row
+
+
 def main() -> None:
     """The child: answer with the log-probabilities of each window's tokens, or with whole distributions, or with an error."""
     (path, windows, whole), answers = request_from_parent()
     try:
+        if whole is None:
+            for scored in _score_runs(Path(path), windows):
+                answer(answers, scored)
+            return
         for window, distributions in _windows(Path(path), windows):
             row = []
             for following, distribution in zip(window[1:], distributions, strict=True):
@@ -167,10 +197,56 @@ def read_metadata(gguf: Path) -> Metadata:
         library.gguf_free(file)
 
 
+def _score_runs(gguf: Path, runs: list[Run]) -> Iterator[list[tuple[float, bool]]]:
+    """See `scored_runs`."""
+    model = _open(gguf, [run[0] for run in runs])
+    for tokens, kept, first, asked in runs:
+        rows = list(model.distributions(tokens, kept, first))
+        scored = []
+        for continuation in asked:
+            part = rows[len(rows) - len(continuation) :]
+            pairs = list(zip(part, continuation, strict=True))
+            total = sum(float(row[token]) for row, token in pairs)
+            scored.append((total, all(int(row.argmax()) == token for row, token in pairs)))
+        yield scored
+
+
 def _windows(gguf: Path, windows: list[list[int]]) -> Iterator[tuple[list[int], Iterator[NDArray[np.float64]]]]:
     """Each window with the log-softmax after each of its tokens but the last."""
-    import numpy as np
+    model = _open(gguf, windows)
+    for window in windows:
+        yield window, model.distributions(window[:-1], 0, 0)
 
+
+@dataclass(frozen=True)
+class _Model:
+    """A model in this process, with a context for one sequence."""
+
+    library: ctypes.CDLL
+    context: int
+    memory: int
+    batch: _Batch
+    vocabulary: int
+
+    def distributions(self, tokens: list[int], kept: int, first: int) -> Iterator[NDArray[np.float64]]:
+        """The log-softmax after each token from `first` on; the first `kept` tokens are those of the sequence before."""
+        import numpy as np
+
+        if not kept or not self.library.llama_memory_seq_rm(self.memory, 0, kept, -1):
+            self.library.llama_memory_clear(self.memory, True)  # a recurrent state cannot be cut
+            kept = 0
+        for begin in range(kept, len(tokens), _BATCH):
+            end = min(begin + _BATCH, len(tokens))
+            _decode(self.library, self.context, self.batch, tokens[begin:end], begin, first)
+            for place in range(max(begin, first), end):
+                logits = np.ctypeslib.as_array(
+                    self.library.llama_get_logits_ith(self.context, place - begin), (self.vocabulary,)
+                )
+                yield _log_softmax(logits.astype(np.float64))
+
+
+def _open(gguf: Path, windows: list[list[int]]) -> _Model:
+    """Load a model for windows that are checked against it."""
     library = _library()
     library.llama_backend_init()
     model = library.llama_model_load_from_file(os.fsencode(gguf), library.llama_model_default_params())
@@ -187,27 +263,16 @@ def _windows(gguf: Path, windows: list[list[int]]) -> Iterator[tuple[list[int], 
         raise MachineError(f"llama.cpp cannot make a context of {longest} tokens:\n{log_tail(2)}", where=gguf)
     threads = thread_count()
     library.llama_set_n_threads(context, threads, threads)
-    memory, batch = library.llama_get_memory(context), library.llama_batch_init(_BATCH, 0, 1)
-
-    def distributions(window: list[int]) -> Iterator[NDArray[np.float64]]:
-        library.llama_memory_clear(memory, True)
-        for first in range(0, len(window) - 1, _BATCH):
-            last = min(first + _BATCH, len(window) - 1)
-            _decode(library, context, batch, window[first:last], first)
-            for index in range(last - first):
-                logits = np.ctypeslib.as_array(library.llama_get_logits_ith(context, index), (vocabulary,))
-                yield _log_softmax(logits.astype(np.float64))
-
-    for window in windows:
-        yield window, distributions(window)
+    return _Model(library, context, library.llama_get_memory(context), library.llama_batch_init(_BATCH, 0, 1), vocabulary)
 
 
-def _decode(library: ctypes.CDLL, context: int, batch: _Batch, tokens: list[int], position: int) -> None:
+def _decode(library: ctypes.CDLL, context: int, batch: _Batch, tokens: list[int], position: int, first: int) -> None:
+    """Run tokens from a position on; those from place `first` on give logits."""
     batch.n_tokens = len(tokens)
     for index, token in enumerate(tokens):
         batch.token[index], batch.pos[index] = token, position + index
         batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
-        batch.logits[index] = 1
+        batch.logits[index] = position + index >= first
     code = library.llama_decode(context, batch)
     if code != 0:
         raise MachineError(f"llama.cpp cannot evaluate the tokens (llama_decode returned {code}):\n{log_tail(2)}")

@@ -129,6 +129,11 @@ class LlamacppEngine:
         pieces = [each["piece"].encode() if isinstance(each["piece"], str) else each["piece"] for each in found]
         return [each["id"] for each in found], list(map(len, pieces))
 
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Token ids of a prompt: with the special tokens that the model puts before a text, unless it starts with them."""
+        has_bos = bool(self._bos) and text.startswith(self._bos)
+        return self._tokenize(text, add_special=not has_bos)
+
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt for the next answer of a conversation, by the model's chat template."""
         if not self.has_template:
@@ -148,8 +153,7 @@ class LlamacppEngine:
     ) -> Generator[Chunk]:
         """Generate a continuation of a prompt, or an answer to messages, piece by piece; see `Engine.stream`."""
         prompt = prompt if isinstance(prompt, str) else self.render(prompt)
-        has_bos = bool(self._bos) and prompt.startswith(self._bos)
-        tokens = self._tokenize(prompt, add_special=not has_bos)
+        tokens = self.prompt_tokens(prompt)
         request: dict[str, Any] = {
             "prompt": tokens,
             "n_predict": new_tokens(len(tokens), max_new_tokens, self.context),

@@ -7,6 +7,7 @@ there by time and size. These sets are small, so they are read each time.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,11 +185,17 @@ def _named(folder: Path, config: str | None) -> dict[str, list[Path]]:
 def _read(file: Path) -> Any:
     import datasets
     import pyarrow
-    from pyarrow import csv, json, parquet
+    from pyarrow import csv, parquet
+    from pyarrow import json as arrow_json
 
-    reader = {".parquet": parquet.read_table, ".csv": csv.read_csv}.get(file.suffix, json.read_json)
     try:
-        return datasets.Dataset(reader(file))
+        if file.suffix == ".parquet":
+            return datasets.Dataset(parquet.read_table(file))
+        if file.suffix == ".csv":
+            return datasets.Dataset(csv.read_csv(file))
+        if file.suffix == ".json" and (text := file.read_text(encoding="utf-8").lstrip()).startswith("["):
+            return datasets.Dataset.from_list(json.loads(text))
+        return datasets.Dataset(arrow_json.read_json(file))
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"the file cannot be read: {reason[:200]}", where=file, next="copy the file again") from error

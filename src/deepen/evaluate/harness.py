@@ -1,21 +1,23 @@
-"""Benchmarks by lm-eval: its tasks, prompts and metrics; our loading, order of work, rows and cache."""
+"""Benchmarks by lm-eval: its tasks, prompts and metrics; our loading, order of work, choice of rows and kept answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from deepen.energy import Meter, open_meter
 from deepen.errors import DataError, OptionError
-from deepen.evaluate.results import Item, TaskResult
-from deepen.evaluate.sequences import Answer, Pair, Sequences
-from deepen.evaluate.statistics import mean_interval
-from deepen.evaluate.tasks import SUBJECTS, Task, check_limit, expand, find, version
+from deepen.evaluate.cache import Kept, kept_answers, request_hash
+from deepen.evaluate.models import NEW_TOKENS, Model, Prompt, open_model
+from deepen.evaluate.outcome import lm_eval_group, task_result
+from deepen.evaluate.results import TaskResult
+from deepen.evaluate.sequences import Run, remaining
+from deepen.evaluate.tasks import Task, check_limit, expand, find, version
 from deepen.progress import Advance, progress
 
 if TYPE_CHECKING:
@@ -24,9 +26,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 8
 """Fixed, since scores move a little with it."""
 
-_USUAL_METRICS = ("acc_norm", "acc", "exact_match", "pct_stereotype", "f1", "likelihood_diff")
-_SHOWN_CHARACTERS = 1500  # of a prompt's end
-_GENERATED = 256  # tokens of an answer unless the task says otherwise, as in lm-eval
+_FROM_LM_EVAL = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+_SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Harness:
 
     Attributes:
         tasks: by name.
-        lm_eval: lm-eval's own results, as its `results_*.json` has them.
+        lm_eval: lm-eval's own results, in the form of its `results_*.json`.
         notes: what the reader of a number must know of it.
     """
 
@@ -44,51 +45,44 @@ class Harness:
     notes: list[str]
 
 
-class Model(Protocol):
-    """A model that answers benchmarks, in whatever engine."""
-
-    window: int | None
-    """Tokens of prompt and answer together; None where that is not known."""
-
-    def encode(self, context: str, continuation: str) -> Pair:
-        """The tokens of a context and of its continuation."""
-        ...
-
-    def count(self, text: str) -> int:
-        """Tokens of a prompt."""
-        ...
-
-    def arrange(self, pairs: Sequence[Pair]) -> Sequences:
-        """What is run for these pairs, in which order."""
-        ...
-
-    def log_likelihoods(self, sequences: Sequences) -> Iterator[tuple[int, dict[int, Answer]]]:
-        """Pieces of work done: tokens run, and answers by the number of the pair."""
-        ...
-
-    def generate(self, requests: Sequence[Any]) -> list[str]:
-        """The texts that follow the prompts of some of lm-eval's requests, run as one batch."""
-        ...
-
-
 @dataclass
-class _Job:
-    """A task with its requests, and what must be run for them."""
+class Job:
+    """A task with its requests, and what must be run for them.
+
+    Attributes:
+        task: what is asked.
+        leaves: lm-eval's tasks: one, or MMLU's subjects.
+        rows: the rows of each leaf that are asked.
+        shots: solved examples in each prompt.
+        version: of the task.
+        requests: lm-eval's, of all leaves in order; answers go by their number.
+        texts: context and continuation of each, if answers are chosen from.
+        runs: what scores the texts.
+        prompts: of the requests, if answers are generated.
+        lengths: of the prompts, in tokens.
+    """
 
     task: Task
     leaves: dict[str, Leaf]
     rows: dict[str, list[int]]
     shots: int
     version: str
-    scored: list[Any] = field(default_factory=list)
-    generated: list[Any] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-    runs: Sequences = ()
+    requests: list[Any] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
-    @property
-    def tokens(self) -> int:
-        return sum(run.width - run.kept for run in self.runs) + sum(self.lengths) + _GENERATED * len(self.generated)
+    def batches(self, batch_size: int) -> Iterator[list[int]]:
+        """Numbers of the prompts that go together, as lm-eval sorts and batches them: padding is a part of the result."""
+        order = sorted(range(len(self.prompts)), key=lambda place: (-self.lengths[place], self.prompts[place].text))
+        return (order[first : first + batch_size] for first in range(0, len(order), batch_size))
+
+    def cost(self, batch_size: int, kept: Kept) -> int:
+        """Tokens that are still to be run; answers are counted at their longest."""
+        scored = sum(run.cost for run in remaining(self.runs, kept.answers.keys()))
+        batches = [batch for batch in self.batches(batch_size) if not kept.answers.keys() >= set(batch)]
+        return scored + sum(self.lengths[place] + self.prompts[place].new_tokens for batch in batches for place in batch)
 
 
 def run_tasks(
@@ -107,11 +101,11 @@ def run_tasks(
 ) -> Harness:
     """Let a model answer benchmarks.
 
-    The values are those of lm-eval with the same task files, rows, batch size and type.
+    The values are those of lm-eval with the same task file, rows, batch size and type, one task at a time.
 
     Args:
-        model: a checkpoint folder, a Hub id or a `.gguf` file, or with a URL as engine the model's name there.
-        names: of suites (`h6`, `h4`) and tasks: the suites', or any single one of lm-eval that chooses or generates.
+        model: a checkpoint folder, a Hub id or a `.gguf` file; with a URL as engine, the model's name there.
+        names: of suites (`h6`, `h4`) and tasks: the suites', or any single one of lm-eval's that chooses or generates.
         data: a folder of data sets in the Hub's layout; the Hub unless given.
         limit: so many rows of each task (of MMLU, of each subject), evenly spaced.
         batch_size: sequences at once.
@@ -126,254 +120,135 @@ def run_tasks(
         The tasks' results, with their rows.
 
     Raises:
-        OptionError: a name that is none, or a limit or batch size below 1.
+        OptionError: a name that is none, a limit or batch size below 1, or an option that the engine does not have.
         DataError: data is missing, or a prompt does not fit the model's window.
-        NetworkError: the Hub cannot be reached.
-        CheckpointError, UnsupportedModelError, PlanError: as `deepen.load`.
+        NetworkError: the Hub or a server cannot be reached.
+        UnsupportedModelError: the engine gives no log-probabilities, or a task is of another kind.
+        CheckpointError, PlanError: as `deepen.load`.
     """
     tasks = [find(name) for name in expand(names)]
     check_limit(limit)
     if batch_size < 1:
         raise OptionError(f"a batch of {batch_size} is none", where="--batch-size", next="use 1 or more")
-    from deepen.evaluate.stock import build, open_leaves
-
-    jobs = []
-    for task in tasks:
-        leaves = open_leaves(task, data)
-        shots = _shots(leaves)
-        marks = [f"{version(file, task.settings)}" for file in task.files.values()]
-        jobs.append(_Job(task, leaves, build(leaves, shots, limit), shots, marks[0]))
-    answerer = _open(model, batch_size=batch_size, device=device, dtype=dtype, plan=plan, engine=engine)
-    notes = [note for job in jobs for note in _prepare(job, answerer, limit, reduce_shots)]
+    jobs = [_open_job(task, data, limit) for task in tasks]
     results: dict[str, TaskResult] = {}
     own: dict[str, Any] = {}
     with (
+        closing(open_model(model, batch_size=batch_size, device=device, dtype=dtype, plan=plan, engine=engine)) as answerer,
         open_meter() as meter,
-        progress("Evaluating", sum(job.tokens for job in jobs), "tokens") as advance,
+        ExitStack() as stack,
     ):
-        for job in jobs:
-            results[job.task.name], found = _run(job, answerer, batch_size, meter, advance)
+        notes = [note for job in jobs for note in _prepare(job, answerer, limit, reduce_shots)]
+        kept = [stack.enter_context(kept_answers(job.task.name, _identity(job, answerer) if cache else None)) for job in jobs]
+        total = sum(job.cost(batch_size, answers) for job, answers in zip(jobs, kept, strict=True))
+        advance = stack.enter_context(progress("Evaluating", total, "tokens"))
+        for job, answers in zip(jobs, kept, strict=True):
+            results[job.task.name], found = _run(job, answerer, batch_size, answers, meter, advance)
             for key, value in found.items():
                 own.setdefault(key, {}).update(value)
-    facts = {"model": "deepen", "model_args": {"pretrained": str(model), **(plan or {})}, "batch_size": batch_size}
-    seeds = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
-    own["config"] = {**facts, "device": device, "dtype": dtype, "limit": limit, "engine": engine, **seeds}
+        own["config"] = {
+            "model": answerer.engine,
+            "model_args": {"pretrained": str(model), **(plan or {})},
+            "batch_size": batch_size,
+            "device": device,
+            "dtype": dtype,
+            "limit": limit,
+            **_SEEDS,
+        }
     own |= {"lm_eval_version": installed("lm-eval"), "transformers_version": installed("transformers"), "date": time.time()}
     return Harness(results, own, notes)
 
 
-def _open(
-    model: str | Path,
-    *,
-    batch_size: int,
-    device: str | None,
-    dtype: str | None,
-    plan: Mapping[str, Any] | None,
-    engine: str,
-) -> Model:
-    from deepen.errors import CheckpointError
-    from deepen.evaluate.language_model import TransformersModel
-    from deepen.model import load
+def _open_job(task: Task, data: Path | None, limit: int | None) -> Job:
+    from deepen.evaluate.stock import build, open_leaves
 
-    del engine
-    network, tokenizer = load(model, plan, dtype=dtype, device=device)
-    if tokenizer is None:
-        raise CheckpointError("the checkpoint has no tokenizer", where=model, next="put its tokenizer files beside the weights")
-    return TransformersModel(network, tokenizer, batch_size)
+    leaves = open_leaves(task, data)
+    shots = max(leaf.config.num_fewshot or 0 for leaf in leaves.values())
+    return Job(task, leaves, build(leaves, shots, limit), shots, version(task))
 
 
-def _shots(leaves: Mapping[str, Leaf]) -> int:
-    return max(leaf.config.num_fewshot or 0 for leaf in leaves.values())
-
-
-def _prepare(job: _Job, model: Model, limit: int | None, reduce_shots: bool) -> list[str]:
+def _prepare(job: Job, model: Model, limit: int | None, reduce_shots: bool) -> list[str]:
     """Work out what must be run, and refuse what does not fit before anything runs; returns what to say of it."""
     from deepen.evaluate.stock import build
 
     notes = []
-    longest = _encode(job, model)
-    if model.window is not None and longest > model.window:
-        window, needed, asked = model.window, longest, job.shots
-        if not reduce_shots or asked == 0:
-            raise DataError(
-                f"a prompt of {job.task.name} has {needed} tokens with {asked} solved examples, "
-                f"but the model's window holds {window}",
-                where="--tasks",
-                next="use a model with a longer window" + (", or pass --reduce-shots" if asked else ""),
-            )
-        while longest > window and job.shots > 0:
+    name, window, asked = job.task.name, model.window, job.shots
+    longest = needed = _encode(job, model)
+    if window is not None and longest > window:
+        if asked and not reduce_shots:
+            raise _too_long(name, longest, asked, window, "use a model with a longer window, or pass --reduce-shots")
+        while longest > window and job.shots:
             job.shots -= 1
             build(job.leaves, job.shots, limit)
             longest = _encode(job, model)
         if longest > window:
-            raise DataError(
-                f"a prompt of {job.task.name} has {longest} tokens without any solved example, "
-                f"but the model's window holds {window}",
-                where="--tasks",
-                next="use a model with a longer window",
-            )
+            raise _too_long(name, longest, 0, window, "use a model with a longer window")
         notes.append(
-            f"{job.task.name}: {job.shots} solved examples instead of {asked}, whose {needed} tokens the window of "
-            f"{window} does not hold: not comparable with {asked}-shot values"
+            f"{name}: {job.shots} solved examples instead of {asked}, whose {needed:,} tokens the window of {window:,} does "
+            f"not hold; not to be compared with {asked}-shot values"
         )
-    job.runs = model.arrange(job.pairs)
     total = sum(len(leaf.eval_docs) for leaf in job.leaves.values())
     taken = sum(map(len, job.rows.values()))
     if taken < total:
         each = f", {limit} of each of {len(job.leaves)} subjects" if len(job.leaves) > 1 else ""
-        notes.append(f"{job.task.name}: {taken:,} of {total:,} rows, evenly spaced{each}")
+        notes.append(f"{name}: {taken:,} of {total:,} rows, evenly spaced{each}")
     return notes
 
 
-def _encode(job: _Job, model: Model) -> int:
-    """Tokenise a task's requests; returns the longest, with its answer."""
-    requests = [request for leaf in job.leaves.values() for request in leaf.instances]
-    job.scored = [request for request in requests if request.request_type == "loglikelihood"]
-    job.generated = [request for request in requests if request.request_type == "generate_until"]
-    job.pairs = [model.encode(*request.args) for request in job.scored]
-    job.lengths = [model.count(request.args[0]) for request in job.generated]
-    scored = [len(pair.context) + len(pair.continuation) - 1 for pair in job.pairs]
-    room = [_room(request) for request in job.generated]
-    return max([*scored, *(length + more for length, more in zip(job.lengths, room, strict=True))])
+def _too_long(name: str, longest: int, shots: int, window: int, advice: str) -> DataError:
+    return DataError(
+        f"a prompt of {name} has {longest:,} tokens with {shots} solved examples, but the model's window holds {window:,}",
+        where=name,
+        next=advice,
+    )
 
 
-def _room(request: Any) -> int:
-    settings = request.args[1]
-    return int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or settings.get("max_tokens") or _GENERATED)
+def _encode(job: Job, model: Model) -> int:
+    """Tokenise a task's requests; returns the tokens of the longest, with its answer."""
+    job.requests = [request for leaf in job.leaves.values() for request in leaf.instances]
+    job.texts, job.prompts = [], []
+    for request in job.requests:
+        if request.request_type == "loglikelihood":
+            job.texts.append(request.args)
+        else:
+            job.prompts.append(_prompt(request))
+    job.runs, scored = model.arrange(job.texts)
+    job.lengths = [model.count(prompt.text) for prompt in job.prompts]
+    generated = [length + prompt.new_tokens for length, prompt in zip(job.lengths, job.prompts, strict=True) if length]
+    return max([scored, *generated])
+
+
+def _prompt(request: Any) -> Prompt:
+    text, settings = request.args
+    until = settings.get("until") or ()
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    new_tokens = next((int(settings[name]) for name in names if settings.get(name)), NEW_TOKENS)
+    return Prompt(text, (until,) if isinstance(until, str) else tuple(until), new_tokens, request)
+
+
+def _identity(job: Job, model: Model) -> Mapping[str, Any] | None:
+    if model.identity is None:
+        return None
+    return {**model.identity, "requests": request_hash((request.request_type, request.args) for request in job.requests)}
 
 
 def _run(
-    job: _Job, model: Model, batch_size: int, meter: Meter, advance: Advance
+    job: Job, model: Model, batch_size: int, kept: Kept, meter: Meter, advance: Advance
 ) -> tuple[TaskResult, dict[str, dict[str, Any]]]:
     """Answer a task's requests and let lm-eval score the answers."""
     from deepen.evaluate.stock import score
 
     start, before = time.monotonic(), meter.joules()
-    answers: dict[int, Any] = {}
-    for tokens, found in model.log_likelihoods(job.runs):
-        for number, answer in found.items():
-            answers[id(job.scored[number])] = tuple(answer)
+    for tokens, answers in model.answers(job.texts, job.runs, kept.answers.keys()):
+        kept.add(answers)
         advance(tokens, job.task.name)
-    # as lm-eval sorts and batches them, which padding makes a part of the result
-    order = sorted(range(len(job.generated)), key=lambda place: (-job.lengths[place], job.generated[place].args[0]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        for place, text in zip(batch, model.generate([job.generated[place] for place in batch]), strict=True):
-            answers[id(job.generated[place])] = text
-            advance(job.lengths[place] + _GENERATED, job.task.name)
-    found = score(job.leaves, job.rows, answers)
+    for batch in job.batches(batch_size):
+        if not kept.answers.keys() >= set(batch):
+            prompts = [job.prompts[place] for place in batch]
+            kept.add(dict(zip(batch, model.generate(prompts), strict=True)))
+            advance(sum(job.lengths[place] + job.prompts[place].new_tokens for place in batch), job.task.name)
+    known = {id(request): kept.answers[number] for number, request in enumerate(job.requests)}
+    found = score(job.leaves, job.rows, known)
     seconds, after = time.monotonic() - start, meter.joules()
-    joules = None if before is None or after is None else after - before
-    return _result(job, found, seconds, joules), {key: found[key] for key in _KEPT} | _group(job, found)
-
-
-_KEPT = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-
-
-def _group(job: _Job, found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """MMLU among lm-eval's groups: as the leaderboard's plain mean, where lm-eval's own group weighs subjects by size."""
-    if len(job.leaves) == 1:
-        return {"group_subtasks": {job.task.name: []}}
-    values = [found["results"][name]["acc,none"] for name in job.leaves]
-    mean = {"alias": job.task.name, "acc,none": sum(values) / len(values)}
-    return {"group_subtasks": {job.task.name: list(job.leaves)}, "groups": {job.task.name: mean}}
-
-
-def _metric(job: _Job, results: Mapping[str, Any]) -> str:
-    """The task's metric as lm-eval's results call it, `name,filter`."""
-    known = [key for key in results if "," in key and "_stderr," not in key]
-    wanted = [job.task.metric] if job.task.metric else list(_USUAL_METRICS)
-    for each in wanted:
-        for key in known:
-            if each in (key, key.partition(",")[0]):
-                return key
-    return known[0]
-
-
-def _result(job: _Job, found: Mapping[str, Any], seconds: float, joules: float | None) -> TaskResult:
-    names = list(job.leaves)
-    results = found["results"]
-    key = _metric(job, results[names[0]])
-    metric, _, chosen = key.partition(",")
-    items, strata = [], []
-    for name in names:
-        for sample in found["samples"][name]:
-            if sample["filter"] == chosen:
-                items.append(_item(name, sample, metric))
-                strata.append(name)
-    scores = [item.score for item in items]
-    facts: dict[str, Any] = {"metrics": _metrics(results, names)}
-    value, error, low, high = mean_interval(scores, strata=strata)
-    if len(names) > 1:
-        assert len(names) == SUBJECTS
-        facts["subjects"] = {
-            name.removeprefix("mmlu_"): {
-                "value": results[name][key],
-                "stderr": _number(results[name].get(f"{metric}_stderr,{chosen}")),
-                "n": found["n-samples"][name]["effective"],
-            }
-            for name in names
-        }
-    else:
-        value = float(results[names[0]][key])
-    if metric == "exact_match" and f"{metric},flexible-extract" in results[names[0]]:
-        facts["flexible_extract"] = results[names[0]][f"{metric},flexible-extract"]
-    return TaskResult(
-        name=job.task.name,
-        metric=metric,
-        value=value,
-        stderr=error,
-        low=low,
-        high=high,
-        n=len(items),
-        rows=sum(len(leaf.eval_docs) for leaf in job.leaves.values()),
-        shots=job.shots,
-        version=job.version,
-        seconds=round(seconds, 3),
-        energy_joules=joules,
-        facts=facts,
-        items=tuple(items),
-    )
-
-
-def _metrics(results: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Every metric of lm-eval's, its name without the filter where that is none; of subjects their plain mean."""
-    found = {}
-    for key in results[names[0]]:
-        if "," in key and "_stderr," not in key:
-            values = [_number(results[name].get(key)) for name in names]
-            known = [each for each in values if each is not None]
-            found[key.removesuffix(",none")] = sum(known) / len(names) if len(known) == len(names) else None
-    return found
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if number == number else None  # noqa: PLR0124  not a number
-
-
-def _item(leaf: str, sample: Mapping[str, Any], metric: str) -> Item:
-    """One row as it was answered, from lm-eval's log of it."""
-    prompt = str(sample["arguments"][0][0])
-    facts: dict[str, Any] = {"question": prompt[-_SHOWN_CHARACTERS:]}
-    if isinstance(sample["resps"][0][0], str):
-        facts |= {"answer": sample["filtered_resps"][0], "text": sample["resps"][0][0], "target": str(sample["target"])}
-    else:
-        choices = [str(arguments[1]).strip() for arguments in sample["arguments"]]
-        if len(set(choices)) == 1 < len(choices):  # the choice is in the prompt and what follows is the same
-            choices = [str(arguments[0])[-_SHOWN_CHARACTERS:] for arguments in sample["arguments"]]
-        likelihoods = [float(response[0][0]) for response in sample["resps"]]
-        facts |= {"choices": choices, "log_likelihoods": likelihoods, "target": sample["target"]}
-        scaled = [each / len(choice) for each, choice in zip(likelihoods, choices, strict=True) if choice]
-        use = scaled if metric == "acc_norm" and len(scaled) == len(choices) else likelihoods
-        facts["answer"] = choices[max(range(len(use)), key=use.__getitem__)]
-        if isinstance(sample["target"], int) and sample["target"] < len(choices):
-            facts["target"] = choices[sample["target"]]
-    if leaf.startswith("mmlu_"):
-        facts["subject"] = leaf.removeprefix("mmlu_")
-    facts["doc"] = sample["doc"]
-    score = _number(sample.get(metric))
-    return Item(f"{leaf}/{sample['doc_id']}-{sample['doc_hash'][:12]}", 0.0 if score is None else score, facts)
+    result = task_result(job, found, seconds, None if before is None or after is None else after - before)
+    return result, {key: found[key] for key in _FROM_LM_EVAL} | lm_eval_group(job, found)

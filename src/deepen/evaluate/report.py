@@ -120,7 +120,11 @@ def _results(report: Report) -> Iterator[Html]:
 
 def _table(shown: Table, marked: Sequence[int] = ()) -> Html:
     plain = [[cell for cell in column if cell] for column in zip(*shown.rows, strict=True)]
-    numbers = [place for place, column in enumerate(plain) if all(cell[:1] in "+-<0123456789" and not isinstance(cell, Html) for cell in column)]
+    numbers = [
+        place
+        for place, column in enumerate(plain)
+        if all(cell[:1] in "+-<0123456789" and not isinstance(cell, Html) for cell in column)
+    ]
     return table(shown.header, shown.rows, caption=shown.about, numbers=numbers, marked=marked)
 
 

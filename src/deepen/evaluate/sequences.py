@@ -1,11 +1,11 @@
-"""What a model must run to score continuations: each different sequence once, sorted, and with what it shares with the one before.
+"""What a model runs to score continuations: each different sequence once, and of that only what is new.
 
 Pure: numbers in, numbers out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
@@ -33,26 +33,30 @@ class Run:
         tokens: those that the model sees; the last token of a continuation is asked for only.
         first: the place whose logits tell of the first token that is asked for.
         width: to which it is padded on the right.
-        kept: leading tokens that the run before has left in the cache.
-        asked: by the number of its pair, a continuation that ends with this sequence's next token.
+        kept: leading tokens that earlier runs have left in the cache.
+        batch: runs of one number go through the model together; None for one that goes alone.
+        asked: by the number of its pair, a continuation whose last token comes after the sequence.
     """
 
     tokens: tuple[int, ...]
     first: int
     width: int
     kept: int = 0
+    batch: int | None = None
     asked: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
-
-Sequences = Sequence[Run]
+    @property
+    def cost(self) -> int:
+        """Tokens that go through the model."""
+        return self.width - self.kept
 
 
 def arrange(pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool, shared: bool, lane: int = 1) -> list[Run]:
     """What to run for some pairs.
 
-    Pairs that differ in their last token only, as those of a choice of letters do, are one sequence. The sequences are sorted by
-    length, the longest first, and cut into batches as lm-eval does (`Collator` of 0.4.13), which gives each its width. If the
-    beginnings are shared, they are then run in the order of their tokens.
+    Pairs that differ in their last token only, as those of a choice of letters do, are one sequence. The sequences are sorted
+    by length, the longest first, and cut into batches as lm-eval does (`Collator` of 0.4.13), which gives each its width. If
+    beginnings are shared, they are then run one by one, in the order of their tokens.
 
     Args:
         pairs: tokens of contexts and continuations, neither empty.
@@ -78,8 +82,33 @@ def arrange(pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool
         for _, whole, asked in batch:
             tokens = whole[-(window + 1) :][:-1]
             first = len(tokens) - max(map(len, asked.values()))
-            runs.append(Run(tokens, first, longest if padded else len(tokens), 0, asked))
+            width = longest if padded else len(tokens)
+            runs.append(Run(tokens, first, width, 0, None if shared else start, asked))
     return _shared(runs, lane if padded else 1) if shared else runs
+
+
+def remaining(runs: Sequence[Run], known: Collection[int]) -> list[Run]:
+    """The runs that are needed where some answers are known already, so that the others come out the same.
+
+    What a run finds in the cache was put there by earlier ones, piece by piece, and the last bits depend on the pieces. So
+    those whose pieces are needed run again; and of a batch all.
+
+    Args:
+        runs: all of them, in order.
+        known: numbers of pairs that are answered.
+    """
+    known = set(known)
+    wanted = {place for place, run in enumerate(runs) if not known.issuperset(run.asked)}
+    batches = {runs[place].batch for place in wanted} - {None}
+    needed = wanted | {place for place, run in enumerate(runs) if run.batch in batches}
+    for place in sorted(wanted, reverse=True):
+        bound, before = runs[place].kept, place
+        while bound:
+            before -= 1
+            if runs[before].kept < bound:
+                bound = runs[before].kept
+                needed.add(before)
+    return [runs[place] for place in sorted(needed)]
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -95,5 +124,5 @@ def _shared(runs: Sequence[Run], lane: int) -> list[Run]:
             before = result[-1]
             whole = min(before.width, run.width) // lane * lane
             kept = min(common(before.tokens, run.tokens), run.first, whole)
-        result.append(Run(run.tokens, run.first, run.width, kept, run.asked))
+        result.append(Run(run.tokens, run.first, run.width, kept, None, run.asked))
     return result

@@ -101,7 +101,7 @@ def find(name: str) -> Task:
     if name in _KNOWN:
         pattern, shots, metric, columns, settings = _KNOWN[name]
         files = sorted(folder.glob(pattern))
-        named = {file.stem: file for file in files} if "*" in pattern else {name: file for file in files}
+        named = {file.stem: file for file in files} if "*" in pattern else dict.fromkeys([name], files[0])
         return Task(name, named, shots, metric, columns, settings)
     file = next((file for file in _candidates(folder, name) if _defines(file, name)), None)
     if file is None:
@@ -129,13 +129,13 @@ def definition(file: Path) -> dict[str, Any]:
     return merged | content
 
 
-def version(file: Path, settings: Mapping[str, Any]) -> str:
+def version(task: Task) -> str:
     """Changes whenever a task's definition does: lm-eval's own version of it, and a hash of all that defines it."""
-    content = definition(file)
-    modules = sorted({match for text in _strings(content) if (match := _module(file, text)) is not None})
-    code = [module.read_text(encoding="utf-8") for module in modules]
-    text = json.dumps([content, code, settings], sort_keys=True, default=str)
-    number = (content.get("metadata") or {}).get("version", 0)
+    defined = {name: definition(file) for name, file in task.files.items()}
+    modules = {match for name, file in task.files.items() for text in _strings(defined[name]) if (match := _module(file, text))}
+    code = [module.read_text(encoding="utf-8") for module in sorted(modules)]
+    text = json.dumps([defined, code, task.shots, task.settings], sort_keys=True, default=str)
+    number = (next(iter(defined.values())).get("metadata") or {}).get("version", 0)
     return f"{number}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -199,7 +199,7 @@ class _Loader(yaml.SafeLoader):
     """Reads `!function module.name` as the text that it is."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")
+_Loader.add_constructor("!function", lambda loader, node: f"!function {loader.construct_scalar(node)}")  # type: ignore[arg-type]
 
 
 def _read(file: Path) -> dict[str, Any]:
