@@ -207,7 +207,7 @@ def evaluate(
         plan=options or None,
         limit=limit,
         notes=tuple(dict.fromkeys(note for each in (own, *found.values()) for note in each.notes)),
-        comparisons={name: _compared(own, other) for name, other in found.items()},
+        comparisons={name: _compared(own, other, averaged=job.suite != "bias") for name, other in found.items()},
         reference=None if rows is None else {"label": LABEL, "columns": list(TASKS), "rows": [row.to_dict() for row in rows]},
         results=own.tasks,
         others={name: other.tasks for name, other in found.items()},
@@ -224,9 +224,9 @@ def evaluate(
     return report
 
 
-def _compared(own: Measured, other: Measured) -> dict[str, Comparison]:
+def _compared(own: Measured, other: Measured, *, averaged: bool) -> dict[str, Comparison]:
     if own.scores is None or other.scores is None:
-        return compare(own.tasks, other.tasks)
+        return compare(own.tasks, other.tasks, averaged=averaged)
     return {name: compare_perplexity(task, other.tasks[name], own.scores, other.scores) for name, task in own.tasks.items()}
 
 

@@ -13,6 +13,8 @@ from deepen.evaluate.results import TaskResult
 from deepen.evaluate.statistics import Difference, Verdict, judge, paired_difference
 
 _LOWER_IS_BETTER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ppl", "wer", "ter"}
+_NEUTRAL = {"crows_pairs": 0.5, "bbq_ambiguous": 0.0, "bbq_disambiguated": 0.0}
+"""Where a bias is none; the nearer, the better."""
 _Z = 1.959963984540054
 
 
@@ -47,8 +49,10 @@ class Comparison:
         return asdict(self)
 
 
-def compare(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult]) -> dict[str, Comparison]:
-    """Compare two models on the tasks that both answered, and on the average if there are several.
+def compare(
+    ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult], *, averaged: bool = True
+) -> dict[str, Comparison]:
+    """Compare two models on the tasks that both answered, and on their average if it means anything.
 
     Raises:
         DataError: a task's rows are not the same for both.
@@ -59,7 +63,7 @@ def compare(ours: Mapping[str, TaskResult], theirs: Mapping[str, TaskResult]) ->
         against = theirs[name]
         differences.append(_paired(own, against))
         found[name] = _comparison(own.value, against.value, differences[-1], own.metric, len(own.items))
-    if len(found) > 1 and len({task.metric in _LOWER_IS_BETTER for task in ours.values()}) == 1:
+    if averaged and len(found) > 1 and len({task.metric in _LOWER_IS_BETTER for task in ours.values()}) == 1:
         value, other = (sum(task.value for task in tasks.values()) / len(tasks) for tasks in (ours, theirs))
         rows = sum(len(task.items) for task in ours.values())
         found["average"] = _comparison(value, other, _average(differences), "average", rows)
@@ -81,10 +85,21 @@ def _paired(ours: TaskResult, theirs: TaskResult) -> Difference:
             where=ours.name,
             next="give both the same data and limit",
         )
-    # a key names its part before the slash: MMLU counts each subject once
-    strata = [key.rpartition("/")[0] for key in own]
-    higher = ours.metric not in _LOWER_IS_BETTER
-    return paired_difference([*own.values()], [other[key] for key in own], strata=strata, higher_is_better=higher)
+    if ours.shots != theirs.shots:
+        raise DataError(
+            f"one model was given {ours.shots} solved examples, the other {theirs.shots}",
+            where=ours.name,
+            next="compare models whose windows hold the same examples",
+        )
+    # MMLU counts each subject once; a key names its part before the slash
+    strata = [key.partition("/")[0] for key in own] if "subjects" in ours.facts else None
+    higher, sides = ours.metric not in _LOWER_IS_BETTER, 1.0
+    if ours.name in _NEUTRAL:
+        away = ours.value - _NEUTRAL[ours.name]
+        higher, sides = away < 0, away * (theirs.value - _NEUTRAL[ours.name])
+    found = paired_difference([*own.values()], [other[key] for key in own], strata=strata, higher_is_better=higher)
+    # of a bias to one side and one to the other, which is the larger the difference does not say
+    return found if sides > 0 else found._replace(verdict="cannot tell")
 
 
 def _average(differences: list[Difference]) -> Difference:

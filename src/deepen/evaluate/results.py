@@ -70,4 +70,7 @@ class TaskResult:
 
 
 _SHOWN = ("metric", "value", "stderr", "low", "high", "n", "rows", "shots", "version", "seconds", "energy_joules")
-_NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "likelihood_diff"}
+_NO_FRACTIONS = {
+    "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "likelihood_diff", "amb_bias_score",
+    "disamb_bias_score",
+}  # fmt: skip

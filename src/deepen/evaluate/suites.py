@@ -27,11 +27,10 @@ _WINDOW = 512
 _COMMON = {"data", "device", "dtype", "plan", "limit"}
 _TAKEN: Mapping[str, set[str]] = {
     "perplexity": _COMMON | {"window", "stride", "tokens", "compare", "engine"},
-    "bias": _COMMON | {"tasks", "batch_size", "compare", "engine"},
+    "bias": _COMMON | {"batch_size", "compare", "engine"},
     "contamination": _COMMON | {"benchmarks", "reference_model"},
 }
 _TAKEN_BY_BENCHMARKS = _COMMON | {"tasks", "batch_size", "compare", "engine", "reduce_shots", "reference"}
-_BIAS = ("crows_pairs", "bbq", "winogender")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def prepare(suite: str | None, tasks: Sequence[str] | str | None, data: Paths | 
         case "contamination":
             _check_contamination(files, given)
         case "bias":
-            _check_bias(chosen, files)
+            _one_folder(files)
         case _:
             chosen = tuple(expand(chosen or (suite,)))
             for name in chosen:
@@ -160,7 +159,7 @@ def _bias(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> Measur
     from deepen.evaluate.bias import bias
 
     options = {key: job.options[key] for key in ("limit", "batch_size", "engine") if key in job.options}
-    return Measured(bias(model, job.tasks or _BIAS, data=_folder(job), plan=plan, **job.where, **options))
+    return Measured(bias(model, data=_folder(job), plan=plan, **job.where, **options))
 
 
 def _contamination(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> Measured:
@@ -197,16 +196,6 @@ def _check_contamination(files: Sequence[str | Path], given: Mapping[str, Any]) 
         )  # fmt: skip
     if given.get("limit") is not None and given.get("reference_model") is None:
         raise OptionError("n-grams are looked for in all rows", where="--limit", next="leave it away")
-
-
-def _check_bias(chosen: Sequence[str], files: Sequence[str | Path]) -> None:
-    for name in chosen:
-        if name not in _BIAS:
-            near = get_close_matches(name, _BIAS, 1, cutoff=0.0)
-            raise OptionError(
-                f"no bias task is called {name!r}", where="--tasks", next=f"did you mean {near[0]}? all: {', '.join(_BIAS)}"
-            )
-    _one_folder(files)
 
 
 def _one_folder(files: Sequence[str | Path]) -> None:

@@ -20,6 +20,7 @@ TITLES: Mapping[str, str] = {
 """How the columns of the leaderboard are called."""
 
 PAIRED = "Differences of pairs: the same rows, or the same text, for both models"
+AVERAGED = ("h6", "h4", "tasks")
 _LARGE = 1e5
 _UNITS = {"nats per token", "bits per byte"}
 # what a result has besides its value: name in its facts, and in words
@@ -53,7 +54,11 @@ def results_table(report: Report) -> Table:
             if task.facts.get(key) is not None:
                 ends = task.facts.get(f"{key}_low"), task.facts.get(f"{key}_high")
                 rows.append(("", words, amount(task, task.facts[key]), interval(task, *ends), *blank))
-    if len(report.results) > 1 and len({task.is_fraction for task in report.results.values()}) == 1:
+    if (
+        report.suite in AVERAGED
+        and len(report.results) > 1
+        and len({task.is_fraction for task in report.results.values()}) == 1
+    ):
         first = next(iter(report.results.values()))
         ends = report.average_low, report.average_high
         blank = ("", "", format_seconds(report.seconds), *([""] if energy else []))
