@@ -13,6 +13,7 @@ from deepen.cli.options import count
 from deepen.cli.printing import print_json, print_table, print_text
 
 _SEVERAL = ("--data", "--compare", "--tasks", "--benchmarks")
+_MATCHES = 20  # on the terminal; the report has more
 
 
 class _Judging(TyperCommand):
@@ -128,6 +129,7 @@ def evaluate(
     shown = words.results_table(report)
     print_table(shown.rows, shown.header)
     tables = [words.comparison_table(report, other) for other in report.comparisons]
+    tables += words.match_tables(report, _MATCHES)
     tables += [words.reference_table(report)] if report.reference is not None else []
     for each in tables:
         print_text(f"\n{each.about}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from deepen.evaluate.results import Item, TaskResult
 from deepen.evaluate.tasks import evenly_spaced
 from deepen.evaluate.words import TITLES, Table, amount
 from deepen.output import new_folder
+from deepen.report.bias import bias_chart
 from deepen.report.charts import Bar, bars, draw_bars, radar
 from deepen.report.page import Html, element, facts, figure, fold, page, section, table
 from deepen.units import format_energy, format_seconds
@@ -37,7 +39,8 @@ def write_report(report: Report, out: Path, *, overwrite: bool = False) -> None:
     """Write a report as a new folder, which appears when it is complete.
 
     `report.html`, `report.md` and `report.json` say the same; `results.json` is lm-eval's own, where it was used; `samples/`
-    has a line for each row and model; `model-index.yaml` is for a model card; `results.png` is the chart.
+    has a line for each row and model; `model-index.yaml` is for a model card; `results.png` is the chart, and
+    `bias.png` that of bias by category.
 
     Raises:
         OutputError: the folder exists already, or cannot be written.
@@ -45,7 +48,8 @@ def write_report(report: Report, out: Path, *, overwrite: bool = False) -> None:
     with new_folder(out, overwrite=overwrite) as folder:
         _write_json(folder / "report.json", report.to_dict())
         (folder / "report.md").write_text(markdown(report), encoding="utf-8")
-        (folder / "report.html").write_text(html(report), encoding="utf-8")
+        picture = _draw_bias(report, folder / "bias.png") if report.suite == "bias" else None
+        (folder / "report.html").write_text(html(report, picture), encoding="utf-8")
         index = yaml.safe_dump({"model-index": model_index(report)}, sort_keys=False, allow_unicode=True)
         (folder / "model-index.yaml").write_text(index, encoding="utf-8")
         if report.lm_eval:
@@ -73,9 +77,16 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def html(report: Report) -> str:
-    """The page."""
+def html(report: Report, bias: bytes | None = None) -> str:
+    """The page.
+
+    Args:
+        report: what it shows.
+        bias: the chart of the categories of bias, as PNG.
+    """
     sections = [section("Results", *_results(report))]
+    if bias is not None:
+        sections.append(section("By category", *_categories(report, bias)))
     for other in report.comparisons:
         shown = words.comparison_table(report, other)
         rows = [(*row[:-1], element("span", row[-1], class_=row[-1] if " " not in row[-1] else None)) for row in shown.rows]
@@ -85,6 +96,8 @@ def html(report: Report) -> str:
     if report.reference is not None:
         shown = words.reference_table(report)
         sections.append(section("Beside published rows", _table(shown, marked=(0,))))
+    if matches := words.match_tables(report):
+        sections.append(section("Rows that match", *map(_table, matches)))
     samples = [fold(name, *found) for name, task in report.results.items() if (found := list(_samples(task)))]
     if samples:
         about = "Rows that the model answered rightly and wrongly, evenly spaced over the task."
@@ -101,6 +114,7 @@ _VERDICTS = (
 
 def _tables(report: Report) -> list[Table]:
     found = [words.results_table(report), *(words.comparison_table(report, other) for other in report.comparisons)]
+    found += words.match_tables(report)
     return [*found, words.reference_table(report)] if report.reference is not None else found
 
 
@@ -116,6 +130,22 @@ def _results(report: Report) -> Iterator[Html]:
         yield figure(radar([TITLES[axis] for axis in axes], models, about=about), "From 0 at the centre to 100 % at the rim.")
     if words.notes(report):
         yield element("ul", *(element("li", note) for note in words.notes(report)))
+
+
+def _draw_bias(report: Report, file: Path) -> bytes:
+    bias_chart(file, {name: task.facts["categories"] for name, task in report.results.items()})
+    return file.read_bytes()
+
+
+def _categories(report: Report, picture: bytes) -> Iterator[Html]:
+    source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    yield figure(element("img", src=source, alt="The values of the tables below, as bars."), "Pale bars may be chance.")
+    for name, task in report.results.items():
+        rows = [
+            (category, amount(task, each["value"]), words.interval(task, each["low"], each["high"]), f"{each['n']:,}")
+            for category, each in task.facts["categories"].items()
+        ]
+        yield table(("category", "value", "95 % interval", "rows"), rows, caption=name, numbers=(1, 2, 3))
 
 
 def _table(shown: Table, marked: Sequence[int] = ()) -> Html:
@@ -135,9 +165,13 @@ def _models(report: Report) -> dict[str, Mapping[str, TaskResult]]:
 
 
 def _charts(report: Report) -> list[tuple[dict[str, list[Bar]], float, str]]:
-    """Fractions on an axis up to 100 %; other values on one of their own. With each the axis' end and its unit."""
+    """Fractions on an axis up to 100 %; other values on one of their own (those of a bias are in its own picture).
+
+    Returns:
+        Bars with the axis' end and its unit.
+    """
     found = []
-    for fractions in (True, False):
+    for fractions in (True,) if report.suite == "bias" else (True, False):
         names = [name for name, task in report.results.items() if task.is_fraction == fractions]
         groups = {name: [_bar(model, tasks[name]) for model, tasks in _models(report).items()] for name in names}
         ends = [max(bar.value, bar.high or 0.0) for group in groups.values() for bar in group]

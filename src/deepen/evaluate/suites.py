@@ -156,10 +156,12 @@ def _benchmarks(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> 
 
 
 def _bias(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> Measured:
-    from deepen.evaluate.bias import bias
+    from deepen.evaluate.bias import run_bias_tasks
+    from deepen.evaluate.bias import summarise as by_category
 
     options = {key: job.options[key] for key in ("limit", "batch_size", "engine") if key in job.options}
-    return Measured(bias(model, data=_folder(job), plan=plan, **job.where, **options))
+    found = run_bias_tasks(model, data=_folder(job), plan=plan, **job.where, **options)
+    return Measured(by_category(found.tasks), None, found.lm_eval, tuple(found.notes))
 
 
 def _contamination(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> Measured:

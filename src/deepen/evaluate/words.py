@@ -22,6 +22,7 @@ TITLES: Mapping[str, str] = {
 PAIRED = "Differences of pairs: the same rows, or the same text, for both models"
 AVERAGED = ("h6", "h4", "tasks")
 _LARGE = 1e5
+_SHOWN = 80  # characters of what matches
 _UNITS = {"nats per token", "bits per byte"}
 # what a result has besides its value: name in its facts, and in words
 _FURTHER = (
@@ -94,6 +95,21 @@ def reference_table(report: Report) -> Table:
     source = report.reference["rows"][0]
     about = f"Below the first row: {report.reference['label']} ({source['source']}; {source['harness']})"
     return Table(about, ("model", "size", "H6", *(TITLES[name] for name in TASKS)), rows)
+
+
+def match_tables(report: Report, most: int | None = None) -> list[Table]:
+    """For each benchmark the rows of training files that repeat its rows, at most so many."""
+    found = []
+    for name, task in report.results.items():
+        if matches := task.facts.get("matches"):
+            rows: list[tuple[str, ...]] = [
+                (each["file"], str(each["row"]), str(each["benchmark_row"]), _percent(each["share"]), each["words"][:_SHOWN])
+                for each in matches[:most]
+            ]
+            left = task.facts["matches_found"] - len(rows)
+            about = f"Rows of training files that repeat rows of {name}" + (f", and {left:,} more" if left else "")
+            found.append(Table(about, ("file", "row", "row of the benchmark", "repeated", "words of both"), rows))
+    return found
 
 
 def notes(report: Report) -> list[str]:
