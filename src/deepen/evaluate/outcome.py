@@ -11,6 +11,7 @@ from deepen.evaluate.tasks import SUBJECTS
 
 if TYPE_CHECKING:
     from deepen.evaluate.harness import Job
+    from deepen.evaluate.stock import Leaf
 
 _USUAL_METRICS = ("acc_norm", "acc", "exact_match", "pct_stereotype", "f1", "likelihood_diff")
 _SHOWN_CHARACTERS = 1500  # of a prompt's end
@@ -53,7 +54,7 @@ def task_result(job: Job, found: Mapping[str, Any], seconds: float, joules: floa
     for name in names:
         for sample in found["samples"][name]:
             if sample["filter"] == chosen:
-                items.append(_item(name, sample, metric))
+                items.append(_item(job.leaves[name], name, sample, metric))
                 strata.append(name)
     scores = [item.score for item in items]
     facts: dict[str, Any] = {"metrics": _metrics(results, names)}
@@ -109,16 +110,17 @@ def _number(value: Any) -> float | None:
     return number if number == number else None
 
 
-def _item(leaf: str, sample: Mapping[str, Any], metric: str) -> Item:
+def _item(task: Leaf, leaf: str, sample: Mapping[str, Any], metric: str) -> Item:
     """One row as it was answered, from lm-eval's log of it."""
-    prompt = str(sample["arguments"][0][0])
-    facts: dict[str, Any] = {"question": prompt[-_SHOWN_CHARACTERS:]}
+    asked = task.doc_to_text(sample["doc"])
+    question = asked if isinstance(asked, str) else str(sample["arguments"][0][0]).rpartition("\n\n")[2]
+    facts: dict[str, Any] = {"question": question[-_SHOWN_CHARACTERS:]}
     if isinstance(sample["resps"][0][0], str):
         facts |= {"answer": sample["filtered_resps"][0], "text": sample["resps"][0][0], "target": str(sample["target"])}
     else:
         choices = [str(arguments[1]).strip() for arguments in sample["arguments"]]
         if len(set(choices)) == 1 < len(choices):  # the choice is in the prompt and what follows is the same
-            choices = [str(arguments[0])[-_SHOWN_CHARACTERS:] for arguments in sample["arguments"]]
+            choices = [str(arguments[0]).rpartition("\n\n")[2] for arguments in sample["arguments"]]
         likelihoods = [float(response[0][0]) for response in sample["resps"]]
         facts |= {"choices": choices, "log_likelihoods": likelihoods, "target": sample["target"]}
         scaled = [each / len(choice) for each, choice in zip(likelihoods, choices, strict=True) if choice]
