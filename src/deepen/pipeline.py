@@ -31,7 +31,7 @@ from deepen.recipe import PlannedStage, Recipe, Stage, load_recipe
 # What tells of the making, and is no part of the model: it differs when the same model is made again
 _ABOUT = {"deepen.json", "README.md", "metrics.jsonl"}
 _PICTURES = ".png"
-_MODELS = ("base", "teacher")  # options that name a model, or the stage that makes it
+_MODELS = ("base", "teacher", "reference_model")  # options that name a model, or the stage that makes it
 
 Announce = Callable[[int, int, dict[str, Any]], None]
 """`on_stage(number, total, stage)` is called before each stage; `stage["status"]` says whether it is done already."""
@@ -60,7 +60,8 @@ class Step:
     def others(self) -> tuple[str, ...]:
         """Further models that decide the output."""
         named = (self.options.get(key) for key in _MODELS)
-        return (*self.options.get("models", ())[1:], *(model for model in named if isinstance(model, str)))
+        several = (*self.options.get("models", ())[1:], *self.options.get("compare", ()))
+        return (*several, *(model for model in named if isinstance(model, str)))
 
     @property
     def command(self) -> str:
@@ -191,8 +192,10 @@ def _plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) 
         for key in _MODELS:
             if isinstance(model := options.get(key), str):
                 options[key] = models.get(model, model)
+        for key in ("models", "compare"):
+            if key in options:
+                options[key] = tuple(models.get(model, model) for model in options[key])
         if "models" in options:
-            options["models"] = tuple(models.get(model, model) for model in options["models"])
             source = options["models"][0]
         is_file = stage.stage == "export" or (source.endswith(".gguf") and options.get("to") is None)
         suffix = "" if not is_file else ".gguf"

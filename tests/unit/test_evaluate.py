@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from deepen.errors import CheckpointError, DataError, OptionError
 from deepen.evaluate import evaluate
-from deepen.evaluate.perplexity import Span, mean_and_error, spans
+from deepen.evaluate.perplexity import Span, spans
+from deepen.evaluate.statistics import ratio_interval
+from deepen.evaluate.stream import transformers_encoder
 from trainable import write_checkpoint, write_text
 
 
@@ -101,24 +103,61 @@ def test_perplexity_is_what_the_logits_say(model: Path, text: Path, window: int,
 def test_a_slice_of_the_data(model: Path, text: Path) -> None:
     values = np.concatenate(by_hand(model, text, 32, 32, count=100)[0])
     assert evaluate(model, data=text, window=32, tokens="0.1k").average == pytest.approx(math.exp(values.mean()), rel=1e-6)
-    values = np.concatenate(by_hand(model, text, 32, 32, count=64)[0])
-    assert evaluate(model, data=text, window=32, limit=2).average == pytest.approx(math.exp(values.mean()), rel=1e-6)
+    parts = by_hand(model, text, 32, 32)[0]
+    count = len(parts)
+    chosen = [parts[place * count // 3] for place in range(3)]
+    task = evaluate(model, data=text, window=32, limit=3).tasks["perplexity"]
+    assert task["nats_per_token"] == pytest.approx(np.concatenate(chosen).mean(), rel=1e-6)
+    assert (task["windows"], task["all_windows"], task["n"]) == (3, count, sum(map(len, chosen)))
+    assert task["rows"] == sum(map(len, parts))
+
+
+def test_per_byte_and_per_word(model: Path, tmp_path: Path) -> None:
+    """A token is a byte here, so every scored byte is known; the first, of the first word, has no context and is not scored."""
+    text = tmp_path / "text.txt"
+    text.write_text("Größe 12 €, näher  am\n\tMeer 🌊 als\u00a0je \n")
+    total = np.concatenate(by_hand(model, text, 128, 128)[0]).sum()
+    task = evaluate(model, data=text, window=128).tasks["perplexity"]
+    size = len(text.read_bytes()) - 1
+    words = len(text.read_text().split()) - 1
+    assert (task["bytes"], task["words"], task["n"]) == (size, words, size)
+    assert task["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-6)
+    assert task["byte_perplexity"] == pytest.approx(math.exp(total / size), rel=1e-6)
+    assert task["word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-6)
+
+
+def test_the_interval_is_over_documents(model: Path, tmp_path: Path) -> None:
+    rows = [" ".join(["the old river"] * count) for count in range(1, 13)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    report = evaluate(model, data=data, window=64)
+    task = report.tasks["perplexity"]
+    assert (task["documents"], task["interval_over"], task["units"]) == (12, "documents", 12)
+    items = report.results["perplexity"].items
+    assert [item.facts["bytes"] for item in items][1:] == pytest.approx([len(row) for row in rows[1:]], abs=12)
+    found = ratio_interval([item.facts["nats"] for item in items], [item.facts["tokens"] for item in items])
+    assert task["value"] == pytest.approx(math.exp(found.value))
+    assert (task["low"], task["high"]) == pytest.approx((math.exp(found.low), math.exp(found.high)))
+    assert task["low"] < task["value"] < task["high"]
+
+
+def test_tokens_that_split_a_character_share_its_bytes(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    text = "aé€🌊 z"
+    ids, ends = transformers_encoder(tokenizer)(text)
+    assert len(ids) == len(text.encode())
+    assert ends[-1] == len(text.encode())
+    assert (np.diff(ends) >= 0).all()
 
 
 def test_the_standard_error_is_that_of_a_ratio_of_window_totals(model: Path, text: Path) -> None:
-    """Two windows with totals 1 + 2 and 6: mean 3, residuals 3 - 6 = -3 and 6 - 3 = 3, so sqrt(2 / 1 * 18) / 3 = 2."""
-    assert mean_and_error([np.array([1.0, 2.0]), np.array([6.0])]) == (3.0, pytest.approx(2.0))
-    assert mean_and_error([np.array([1.0, 2.0])]) == (1.5, None)
     parts, _ = by_hand(model, text, 32, 32)
     task = evaluate(model, data=text, window=32).tasks["perplexity"]
-    assert task["stderr"] == pytest.approx(task["value"] * mean_and_error(parts)[1], rel=1e-5)
-
-
-def test_for_windows_of_one_size_the_error_is_the_usual_one_of_their_means() -> None:
-    rng = np.random.default_rng(0)
-    parts = [rng.normal(3 + rng.normal(), 1, 50) for _ in range(20)]
-    means = np.array([part.mean() for part in parts])
-    assert mean_and_error(parts)[1] == pytest.approx(means.std(ddof=1) / math.sqrt(20), rel=1e-12)
+    found = ratio_interval([part.sum() for part in parts], [part.size for part in parts])
+    assert task["stderr"] == pytest.approx(task["value"] * found.stderr, rel=1e-5)
+    assert (task["interval_over"], task["units"]) == ("windows", len(parts))
 
 
 def test_a_plan_is_judged_without_being_written(model: Path, text: Path) -> None:
@@ -131,8 +170,8 @@ def test_a_plan_is_judged_without_being_written(model: Path, text: Path) -> None
 def test_the_report_is_json_with_the_promised_keys(model: Path, text: Path) -> None:
     report = evaluate(model, data=text, window=64)
     content = json.loads(json.dumps(report.to_dict()))
-    assert list(content) == ["model", "suite", "tasks", "average", "seconds", "energy_joules", "versions"]
-    assert list(content["tasks"]["perplexity"])[:5] == ["metric", "value", "stderr", "n", "shots"]
+    assert {"model", "suite", "tasks", "average", "seconds", "energy_joules", "versions"} <= content.keys()
+    assert {"metric", "value", "stderr", "n", "shots", "low", "high"} <= content["tasks"]["perplexity"].keys()
     assert (content["model"], content["suite"], content["energy_joules"]) == (str(model), "perplexity", None)
     assert content["versions"]["torch"] == torch.__version__
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -147,7 +186,7 @@ def test_the_report_is_json_with_the_promised_keys(model: Path, text: Path) -> N
         ({"stride": 0}, "every 0 tokens"),
         ({"window": 64, "stride": 65}, "a window of 64 tokens every 65 tokens"),
         ({"window": 129}, "--window: the model takes 2 to 128 tokens at once, not 129"),
-        ({"limit": 0}, "0 windows are none"),
+        ({"limit": 0}, "0 rows are none"),
         ({"tokens": "few"}, "'few' is not a count"),
     ],
 )
@@ -204,7 +243,10 @@ def test_a_gguf_runs_in_llama_cpp_and_agrees_with_transformers(smollm2: Path, tm
         logits = network(input_ids=rows).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()
     assert task["nats_per_token"] == pytest.approx(expected, rel=5e-3)
-    assert (task["n"], task["windows"], task["bits_per_byte"]) == (254, 2, None)
+    assert (task["n"], task["windows"]) == (254, 2)
+    sizes = [len(tokenizer.decode([each]).encode()) for each in rows[:, 1:].flatten()]
+    assert task["bytes"] == sum(sizes)
+    assert task["bits_per_byte"] == pytest.approx(254 * task["nats_per_token"] / math.log(2) / sum(sizes))
 
 
 def test_a_gguf_takes_no_plan_device_or_dtype(smollm2: Path, text: Path) -> None:

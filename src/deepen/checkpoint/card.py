@@ -38,7 +38,7 @@ def model_card(manifest: Mapping[str, Any], *source_cards: str | None) -> str:
     # what was merged or trained since is no copy of its base's layers any more
     plan = manifest.get("plan") if manifest["verb"] == "scale" else None
     header = yaml.safe_dump(_header(models, source_cards), sort_keys=False, allow_unicode=True)
-    names = " + ".join(_text(_short(model)) for model in models)
+    names = " + ".join(escape_markdown(_short(model)) for model in models)
     parts = ["---\n" + header + "---\n"]
     parts += [f"# {names}{f', {_depth(plan)} layers' if plan else ''}\n"]
     parts += [_introduction(str(manifest["verb"]), names, plan)]
@@ -77,6 +77,12 @@ def draw_layers(source_layers: int, layers: Sequence[int], identity: Sequence[in
     if len(runs) > _MOST:
         lines.append(f"… and {len(runs) - _MOST} more")
     return "\n".join(lines)
+
+
+def split_card(card: str) -> tuple[str, str]:
+    """A card's header, YAML without its rules, and the text after it; the header is empty where there is none."""
+    match = _FRONT_MATTER.match(card)
+    return ("", card) if match is None else (match[1], card[match.end() :])
 
 
 def _runs(layers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -163,7 +169,7 @@ def _reproduction(manifest: Mapping[str, Any], models: Sequence[str]) -> list[st
             words += [option] if each is True else [] if each is None or each is False else [option, str(each)]
     command = _code(" ".join(shlex.quote(word) for word in words))
     used = ", ".join(f"{name} {number}" for name, number in manifest.get("versions", versions()).items())
-    parts = [f"## How it was made\n\n```sh\n{command}\n```\n\nWith {_text(used)}.\n"]
+    parts = [f"## How it was made\n\n```sh\n{command}\n```\n\nWith {escape_markdown(used)}.\n"]
     if verb == "scale":
         parts += [
             "The manifest `deepen.json` holds a SHA-256 of every tensor and of the tensor it was copied from. This reads all of"
@@ -186,7 +192,7 @@ def _short(model: str) -> str:
     return PurePath(model).name if PurePath(model).is_absolute() or model.startswith((".", "~")) else model
 
 
-def _text(value: str) -> str:
+def escape_markdown(value: str) -> str:
     """A value inside Markdown text: one line, no markup, no control characters."""
     line = " ".join(printable(value).split())[:_LONGEST]
     return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", line)

@@ -121,6 +121,14 @@ class LlamacppEngine:
         """Token ids of a text, special tokens in it recognised, none added."""
         return self._tokenize(text, add_special=False)
 
+    def tokenize_with_lengths(self, text: str) -> tuple[list[int], list[int]]:
+        """The same, and for each token how many bytes of UTF-8 it stands for."""
+        request = {"content": text, "add_special": False, "parse_special": True, "with_pieces": True}
+        found = self._ask("POST", "/tokenize", request)["tokens"]
+        # a piece that is no text of its own comes as its bytes
+        pieces = [each["piece"].encode() if isinstance(each["piece"], str) else each["piece"] for each in found]
+        return [each["id"] for each in found], list(map(len, pieces))
+
     def prompt_tokens(self, text: str) -> list[int]:
         """Token ids of a prompt: with the special tokens that the model puts before a text, unless it starts with them."""
         has_bos = bool(self._bos) and text.startswith(self._bos)

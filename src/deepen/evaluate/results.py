@@ -58,6 +58,11 @@ class TaskResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     items: tuple[Item, ...] = ()
 
+    @property
+    def is_fraction(self) -> bool:
+        """Whether people read the value in per cent."""
+        return 0 <= self.value <= 1 and self.metric not in _NO_FRACTIONS
+
     def to_dict(self) -> dict[str, Any]:
         """The task in the report's JSON: without the rows."""
         own = {name: getattr(self, name) for name in _SHOWN}
@@ -65,3 +70,7 @@ class TaskResult:
 
 
 _SHOWN = ("metric", "value", "stderr", "low", "high", "n", "rows", "shots", "version", "seconds", "energy_joules")
+_NO_FRACTIONS = {
+    "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "likelihood_diff", "amb_bias_score",
+    "disamb_bias_score",
+}  # fmt: skip

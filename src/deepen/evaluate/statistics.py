@@ -19,7 +19,7 @@ Verdict = Literal["better", "worse", "cannot tell"]
 
 _Z = 1.959963984540054  # 97.5 % of the standard normal distribution lies below it
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # of Student's t, for 1 to 8 degrees of freedom
-_RESAMPLES = 2000
+_RESAMPLES = 1000
 _AT_ONCE = 2_000_000  # numbers of resamples that exist at once
 _HALVINGS = 60
 _LEVEL = 0.05
@@ -52,6 +52,7 @@ class Difference(NamedTuple):
         high: upper end.
         p: of McNemar's exact test, for rows that are right or wrong; otherwise None.
         verdict: of the first model, in view of whether higher is better.
+        stderr: the difference's standard error; None if it cannot be known.
     """
 
     difference: float
@@ -59,6 +60,7 @@ class Difference(NamedTuple):
     high: float | None
     p: float | None
     verdict: Verdict
+    stderr: float | None
 
 
 def mean_interval(scores: ArrayLike, *, strata: Sequence[object] | None = None, seed: int = 0) -> Estimate:
@@ -156,20 +158,18 @@ def paired_difference(
     right_or_wrong = counts is None and _binary(ours) and _binary(theirs)
     gained, lost = int((ours > theirs).sum()), int((ours < theirs).sum())
     p = _mcnemar(gained, lost) if right_or_wrong else None
-    low: float | None
-    high: float | None
     if strata is not None and len(set(strata)) > 1:
         value, error = _stratified(ours - theirs, strata)
-        low, high = _normal(value, error)
-    elif right_or_wrong:
-        value = (gained - lost) / len(ours)
-        low, high = _tango(gained, lost, len(ours))
+        found = Estimate(value, error, *_normal(value, error))
     else:
-        value, _, low, high = ratio_interval(ours - theirs, counts, seed=seed)
-    return Difference(value, low, high, p, _verdict(low, high, p, higher_is_better))
+        found = ratio_interval(ours - theirs, counts, seed=seed)
+        if right_or_wrong:
+            found = found._replace(low=(ends := _tango(gained, lost, len(ours)))[0], high=ends[1])
+    return Difference(found.value, found.low, found.high, p, judge(found.low, found.high, p, higher_is_better), found.stderr)
 
 
-def _verdict(low: float | None, high: float | None, p: float | None, higher_is_better: bool) -> Verdict:
+def judge(low: float | None, high: float | None, p: float | None = None, higher_is_better: bool = True) -> Verdict:
+    """What may be said of a model whose difference to another lies between `low` and `high`."""
     if low is None or high is None or low <= 0 <= high or (p is not None and p >= _LEVEL):
         return "cannot tell"
     return "better" if (low > 0) == higher_is_better else "worse"

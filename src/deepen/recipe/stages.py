@@ -192,6 +192,7 @@ class InstructStage(TrainStage):
     too_long: Literal["error", "truncate", "drop"] | None = None
     cap: Texts | None = None
     exclude_tasks: Texts | None = None
+    exclude_benchmarks: Texts | None = None
     batch_rows: Count | None = None
     packing: bool | None = None
     validation_rows: Count | None = None
@@ -214,6 +215,7 @@ class AlignStage(TrainStage):
     epochs: Rate | None = None
     too_long: Literal["error", "truncate", "drop"] | None = None
     cap: Texts | None = None
+    exclude_benchmarks: Texts | None = None
     batch_rows: Count | None = None
     validation_rows: Count | None = None
 
@@ -224,18 +226,33 @@ class AlignStage(TrainStage):
 
 
 class EvaluateStage(PlannedStage):
-    """`stage: evaluate`."""
+    """`stage: evaluate`; each of the models to `compare` with may be the name of a stage."""
 
     makes_model = False
 
-    data: Files
-    suite: Literal["perplexity"] = "perplexity"
+    data: Files | None = None
+    suite: Literal["perplexity", "h6", "h4", "bias", "contamination"] | None = None
+    tasks: Texts | None = None
+    compare: Annotated[tuple[str, ...], BeforeValidator(_list), Field(min_length=1)] | None = None
+    reference: Literal["solar"] | None = None
+    benchmarks: Texts | None = None
+    reference_model: str | None = None
     tokens: Count | None = None
     window: Count | None = None
     stride: Count | None = None
     limit: Count | None = None
+    batch_size: Count | None = None
+    reduce_shots: bool | None = None
+    update_card: bool | None = None
+    engine: str | None = None
     device: str | None = None
     dtype: Precision | None = None
+
+    def problems(self) -> Iterator[str]:
+        """A perplexity is that of a text."""
+        yield from super().problems()
+        if self.data is None and (self.suite == "perplexity" or (self.suite is None and self.tasks is None)):
+            yield "needs data: the text whose perplexity is measured"
 
 
 class ExportStage(Stage):
