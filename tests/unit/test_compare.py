@@ -183,6 +183,7 @@ def test_the_verdict_is_on_the_terminal(places: Path) -> None:
         (["--suite", "perplexity"], "--data: a perplexity needs a text"),
         (["--suite", "contamination", "--data", "a.txt"], "--benchmarks: no benchmark is named"),
         (["--suite", "contamination", "--benchmarks", "gsm8k"], "--data: nothing to compare the benchmarks with"),
+        (["--suite", "contamination", "--data", "a.txt", "--benchmarks", "gsm8k", "--drop", "1"], "--plan: it is for Min-K%"),
         (["--suite", "h6", "--batch-size", "0"], "--batch-size: a batch of 0 is none"),
         (["--data", "a.txt", "--drop", "1", "--update-card"], "--update-card: the deepened model is not written anywhere"),
         (["--data", "a.txt", "--engine", "llamacpp"], "--engine: the perplexity of a checkpoint is measured by transformers"),
