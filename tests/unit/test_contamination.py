@@ -174,6 +174,9 @@ def test_a_row_is_repeated_if_four_fifths_of_its_words_are(kept: int, found: boo
     (tmp_path / "a.txt").write_text(" ".join([*row.split()[:kept], *(["other"] * 6)]))
     assert bool(find_matches(index, tmp_path / "a.txt")) is found
     assert find_matches(index, tmp_path / "a.txt", share=0)[0].share == pytest.approx(kept / 30)
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": row}))
+    (result,) = contamination(tmp_path / "a.txt", tmp_path / "b.jsonl").values()
+    assert (result.value, result.facts["partial_found"]) == (int(found), int(not found))
 
 
 @pytest.mark.parametrize(("words", "compared"), [(7, 0), (8, 1), (12, 1)])

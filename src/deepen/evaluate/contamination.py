@@ -52,20 +52,21 @@ def contamination(
     Returns:
         For each benchmark the share of its rows that training rows repeat. That is a count of all, not a sample, so it has no
         interval. Facts: `matches` (at most `LISTED`; `file`, `row`, `benchmark_row`, `share`, `words`), how many there are in
-        all (`matches_found`), in how many training rows (`training_rows`), rows with too few words to be compared
-        (`too_short`), and `meaning`. Rows are numbered from 1.
+        all (`matches_found`), in how many training rows (`training_rows`); the same for matches with a smaller
+        share (`partial`, `partial_found`); rows with too few words to be compared (`too_short`), and `meaning`. Rows are
+        numbered from 1.
 
     Raises:
         DataError, MissingDependencyError, NetworkError, OptionError: as `read_benchmarks` and `find_matches`.
     """
     start = time.monotonic()
     index = index_benchmarks(read_benchmarks(benchmarks, data))
-    matches = find_matches(index, train_files, share=share)
+    matches = find_matches(index, train_files, share=0)
     seconds = (time.monotonic() - start) / len(index.rows)
     results = {}
     for name, rows in index.rows.items():
         own = [match for match in matches if match.benchmark == name]
-        results[name] = _overlap(name, own, index.compared[name], rows, seconds)
+        results[name] = _overlap(name, own, share, index.compared[name], rows, seconds)
     return results
 
 
@@ -265,7 +266,8 @@ def _interval(estimate: Estimate) -> dict[str, float | None]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def _overlap(name: str, matches: Sequence[Match], compared: Sequence[int], rows: int, seconds: float) -> TaskResult:
+def _overlap(name: str, found: Sequence[Match], share: float, compared: Sequence[int], rows: int, seconds: float) -> TaskResult:
+    matches, partial = ([match for match in found if (match.share >= share) is whole] for whole in (True, False))
     repeated = {match.benchmark_row for match in matches}
     by_row: dict[int, list[Match]] = {}
     for match in matches:
@@ -274,6 +276,8 @@ def _overlap(name: str, matches: Sequence[Match], compared: Sequence[int], rows:
         "matches": [_listed(match) for match in matches[:LISTED]],
         "matches_found": len(matches),
         "training_rows": len({(match.file, match.row) for match in matches}),
+        "partial": [_listed(match) for match in sorted(partial, key=lambda match: -match.share)[:LISTED]],
+        "partial_found": len(partial),
         "too_short": rows - len(compared),
         "meaning": _OVERLAP_MEANS,
     }
