@@ -271,6 +271,21 @@ def test_the_command_line(place: Path) -> None:
     assert statuses(json.loads(done.stdout)) == ["done", "done", "to do"]
 
 
+def test_an_evaluation_compares_with_another_stage(place: Path) -> None:
+    (place / "compare.yaml").write_text(
+        "name: compare\nbase: base\nstages:\n  - {stage: scale, drop: 1}\n"
+        "  - {stage: evaluate, data: held_out.txt, window: 64, tokens: 256, compare: [base, scale]}\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "deepen", "run", "compare.yaml"], capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("evaluate: ")]
+    assert "perplexity against base: " in lines[0]
+    assert lines[1].startswith("evaluate: cannot tell on perplexity against runs/compare/scale: +0.0000 nats per token")
+    (stage,) = run("compare.yaml")["stages"][1:]
+    assert stage["status"] == "done"
+    assert " --compare base --compare runs/compare/scale " in stage["command"]
+    assert list(stage["result"]["comparisons"]) == ["base", "runs/compare/scale"]
+
+
 def test_an_instruct_stage(place: Path) -> None:
     chats = [{"instruction": "Speak.", "input": "", "output": "the old river"}] * 12
     (place / "chats.json").write_text(json.dumps(chats))

@@ -134,6 +134,28 @@ def test_a_bias_is_better_when_it_is_nearer_to_none(own: float, other: float, ve
     assert compare({"c": made(scores(own), "crows_pairs")}, {"c": made(scores(other), "crows_pairs")})["c"].verdict == verdict
 
 
+def test_benchmarks_end_in_one_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMLU is left out here: it is 57 tasks."""
+    from benchmark_data import write_benchmarks, write_model
+
+    monkeypatch.setenv("DEEPEN_CACHE", str(tmp_path / "cache"))
+    data, model = write_benchmarks(tmp_path / "data", ["anatomy"]), write_model(tmp_path / "model", dtype=torch.float32)
+    names = ["arc_challenge", "hellaswag", "gsm8k"]
+    report = evaluate(
+        model, tasks=names, data=data, limit=3, compare=model, reference="solar", out=tmp_path / "out", reduce_shots=True
+    )
+    content = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(content["tasks"]) == names
+    assert content["average"] == pytest.approx(sum(task["value"] for task in content["tasks"].values()) / 3)
+    assert content["average_low"] <= content["average"] <= content["average_high"]
+    assert {task["n"] for task in content["tasks"].values()} == {3}
+    assert all(each.verdict == "cannot tell" and each.difference == 0 for each in report.comparisons[str(model)].values())
+    assert content["versions"]["lm-eval"]
+    assert "hellaswag" in json.loads((tmp_path / "out/results.json").read_text())["results"]
+    assert len(content["reference"]["rows"]) == 13
+    assert (tmp_path / "out/samples/hellaswag.jsonl").read_text().count("\n") == 6
+
+
 # The command line ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +205,7 @@ def test_the_verdict_is_on_the_terminal(places: Path) -> None:
         (["--suite", "perplexity"], "--data: a perplexity needs a text"),
         (["--suite", "contamination", "--data", "a.txt"], "--benchmarks: no benchmark is named"),
         (["--suite", "contamination", "--benchmarks", "gsm8k"], "--data: nothing to compare the benchmarks with"),
+        (["--suite", "contamination", "--data", "a.txt", "--benchmarks", "gsm8k", "--drop", "1"], "--plan: it is for Min-K%"),
         (["--suite", "h6", "--batch-size", "0"], "--batch-size: a batch of 0 is none"),
         (["--data", "a.txt", "--drop", "1", "--update-card"], "--update-card: the deepened model is not written anywhere"),
         (["--data", "a.txt", "--engine", "llamacpp"], "--engine: the perplexity of a checkpoint is measured by transformers"),

@@ -213,3 +213,11 @@ def test_every_stage_model_names_its_verb() -> None:
     assert set(STAGES) == {"scale", "merge", "pretrain", "instruct", "align", "evaluate", "export", "generate"}
     for verb, model in STAGES.items():
         assert model.__name__.lower() == f"{verb}stage"
+
+
+def test_a_perplexity_needs_a_text(tmp_path: Path) -> None:
+    text = "name: a\nbase: b\nstages:\n  - {stage: evaluate%s}\n"
+    assert "stages.0: needs data" in problems(tmp_path, text % "")
+    assert "stages.0: needs data" in problems(tmp_path, text % ", suite: perplexity")
+    assert load(tmp_path, text % ", suite: h6").stages[0].options() == {"suite": "h6"}
+    assert load(tmp_path, text % ", tasks: [hellaswag]").stages[0].options() == {"tasks": ["hellaswag"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,10 +74,23 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     print_table(rows, ("stage", "layers", "parameters", "size", "perplexity", "time", "output"))
     for stage in report["stages"]:
+        for line in _judgement(stage["result"] or {}):
+            print_text(f"\n{stage['name']}: {line}")
         if "text" in (stage["result"] or {}):
             print_text(f"\n{stage['name']}: {stage['prompt']}\n  {stage['result']['text'].strip()}")
     for picture in report["pictures"]:
         print_text(f"\npicture: {picture}")
+
+
+def _judgement(result: dict[str, Any]) -> Iterator[str]:
+    """Values of benchmarks, and what a comparison says."""
+    for name, task in result.get("tasks", {}).items():
+        if name != "perplexity":
+            yield f"{name} {task['value']:.4f}" + ("" if task["low"] is None else f" ({task['low']:.4f} to {task['high']:.4f})")
+    for other, tasks in result.get("comparisons", {}).items():
+        for name, each in tasks.items():
+            ends = "" if each["low"] is None else f" ({each['low']:+.4f} to {each['high']:+.4f})"
+            yield f"{each['verdict']} on {name} against {other}: {each['difference']:+.4f} {each['unit']}{ends}"
 
 
 def check(recipe: Recipe, set: Set = [], json: options.Json = False) -> None:  # noqa: A002, B006

@@ -172,16 +172,17 @@ def evaluate(
     """
     start = time.monotonic()
     others = [compare] if isinstance(compare, str | Path) else list(compare)
+    chosen = {"drop": drop, "layers": layers, "repeat": repeat, "expand": expand, "plan": plan}
+    options: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    if identity_init:
+        options["identity_init"] = True
     job = prepare(
         suite, tasks, data, limit=limit, compare=tuple(others), reference=reference, window=window, stride=stride,
         tokens=None if tokens is None else parse_count(tokens), benchmarks=_several(benchmarks),
         reference_model=reference_model, batch_size=batch_size, reduce_shots=reduce_shots,
         engine=None if engine == "auto" else engine, device=device, dtype=dtype,
+        plan=options or None,
     )  # fmt: skip
-    chosen = {"drop": drop, "layers": layers, "repeat": repeat, "expand": expand, "plan": plan}
-    options: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    if identity_init:
-        options["identity_init"] = True
     rows = None if reference is None else published(reference)
     if out is not None:
         out = check_target(out, overwrite=overwrite)

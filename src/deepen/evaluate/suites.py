@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def prepare(suite: str | None, tasks: Sequence[str] | str | None, data: Paths | 
                 raise DataError("a perplexity needs a text", where="--data", next="name .txt, .md, .jsonl or .parquet files")
             check_settings(settings(given))
         case "contamination":
-            _check_contamination(files, given)
+            _check_contamination(files, given, where)
         case "bias":
             _one_folder(files)
         case _:
@@ -172,7 +172,8 @@ def _contamination(model: str | Path, job: Job, plan: Mapping[str, Any] | None) 
     reference = job.options.get("reference_model")
     if reference is not None:
         options = {key: job.options[key] for key in ("limit",) if key in job.options}
-        tasks |= min_k(model, reference, benchmarks, plan=plan, **job.where, **options)
+        known = min_k(model, reference, benchmarks, plan=plan, **job.where, **options)
+        tasks |= {f"{name}_min_k": replace(task, name=f"{name}_min_k") for name, task in known.items()}
     return Measured(tasks)
 
 
@@ -188,7 +189,7 @@ def _refuse_others(suite: str, given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_contamination(files: Sequence[str | Path], given: Mapping[str, Any]) -> None:
+def _check_contamination(files: Sequence[str | Path], given: Mapping[str, Any], where: Mapping[str, Any]) -> None:
     if not given.get("benchmarks"):
         raise OptionError("no benchmark is named", where="--benchmarks", next="name some, such as gsm8k, or a folder of rows")
     if not files and given.get("reference_model") is None:
@@ -196,8 +197,12 @@ def _check_contamination(files: Sequence[str | Path], given: Mapping[str, Any]) 
             "nothing to compare the benchmarks with", where="--data",
             next="name training files; or a --reference-model, for Min-K% probability",
         )  # fmt: skip
-    if given.get("limit") is not None and given.get("reference_model") is None:
-        raise OptionError("n-grams are looked for in all rows", where="--limit", next="leave it away")
+    # n-grams are looked for in all rows, and by no model
+    idle = [key for key in ("limit", "plan") if key in given] + [key for key, value in where.items() if value is not None]
+    if idle and given.get("reference_model") is None:
+        raise OptionError(
+            "it is for Min-K% probability only", where=f"--{idle[0]}", next="leave it away, or name a --reference-model"
+        )
 
 
 def _one_folder(files: Sequence[str | Path]) -> None:
