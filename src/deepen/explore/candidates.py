@@ -53,10 +53,9 @@ def candidates(
                 where="--kinds, --add, --budget",
                 next="bound them: fix the size with --add, the cost with --budget, or leave kinds away",
             )
-        if allowed(each):
-            # the same layers may have two names: SOLAR's is the one that people know
-            if each.layers not in found or "drop" in each.options:
-                found[each.layers] = each
+        # the same layers may have two names: SOLAR's is the one that people know
+        if allowed(each) and (each.layers not in found or "drop" in each.options):
+            found[each.layers] = each
     if not found:
         raise OptionError(
             f"there is no such plan for a base of {depth} layers",

@@ -88,7 +88,7 @@ class Network:
         Returns:
             Nats, float32, shape (rows, length); 0 where nothing is asked.
         """
-        with self._in_place_of_layers(lambda _: lambda hidden_states, *_, **__: states):
+        with self._in_place_of_layers(lambda _: lambda *_, **__: states):
             return token_losses(self.model, tokens, labels)
 
     @contextmanager
