@@ -73,7 +73,8 @@ def test_cost_is_what_plan_says(model: Path, text: Path, tmp_path: Path) -> None
 
     found = explore(model, data=text, out=tmp_path / "out", budget="1.4x", **SEARCH)
     base = describe(model, layers="0:6")
-    assert {plan.cost["added"] for plan in found.plans} > {1}
+    assert sorted({plan.cost["added"] for plan in found.plans}) == [1, 2]
+    assert all(plan.held_out is None for plan in found.plans[3:])
     for plan in found.plans:
         said = describe(model, **plan.candidate.options)
         for name in ("parameters", "flops_per_token", "kv_bytes_per_token"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deepen.data.text import Paths
 from deepen.errors import OptionError
 from deepen.explore.candidates import KINDS
-from deepen.output import new_folder, write_file
+from deepen.output import check_target, new_folder, write_file
 from deepen.progress import say
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def explore(
         window: tokens that the model sees at once.
         held_out: other data, for the scores that are reported; by default the data's next tokens.
         held_out_tokens: how many of it; as many as `tokens` by default.
-        keep: how many plans are reported, besides the best of each size.
+        keep: how many plans are scored again on held-out text. The best of every other size follows them in the report.
         objective: `perplexity`; `choices`: the nats of the right choice among the choices, by mean log-likelihood per token; or
             `mixture`: the mean of both.
         guard: data on which a plan must not be worse than the base by more than the interval of their difference; plans that
@@ -119,8 +119,10 @@ def explore(
         stream=stream,
         recompute=recompute,
     )
+    check_target(out, overwrite=overwrite)
+    prepared = prepare(settings)
     with new_folder(out, overwrite=overwrite, resume=True) as folder:
-        found = run(prepare(settings), folder / _JOURNAL, Path(out))
+        found = run(prepared, folder / _JOURNAL, Path(out))
         write_file(folder / PLANS_FILE, json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
         (folder / _JOURNAL).unlink()
     if found.plans:

@@ -166,7 +166,8 @@ def _question(row: Mapping[str, Any], layout: str, where: str, encode: Any) -> U
         answer = row["answerKey" if layout == "ARC" else "answer"]
         names = []
         if isinstance(choices, Mapping):
-            choices, names = choices.get("text"), list(map(str, choices.get("label") or []))
+            named: Mapping[str, Any] = choices
+            choices, names = named.get("text"), list(map(str, named.get("label") or []))
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(each, str) and each.strip() for each in choices):
         raise malformed("the choices are not a list of at least two texts", where)
     names = names or [chr(ord("A") + number) for number in range(len(choices))]

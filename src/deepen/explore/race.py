@@ -80,7 +80,8 @@ def race(
     for number, share in enumerate(rungs):
         # half of what is left for each rung, so that many are tried; all of it for the last
         allowed = budget if number + 1 == len(rungs) else budget / 2
-        alive = _affordable(alive, partial(cost, since=before, until=share), allowed)
+        affordable = _affordable(alive, partial(cost, since=before, until=share), allowed)
+        alive = affordable or alive[: number < 2]  # without a second unit there is no interval
         if not alive:
             break
         budget -= cost(alive, before, share)

@@ -135,7 +135,7 @@ class Exploration:
         depth: layers of the base.
         objective: what the score is, in words: `perplexity`, `choices` or `mixture`.
         base: the base itself, as an entry of `plans.json` has it: `score`, `low`, `high`, `held_out`, …, `cost`.
-        plans: those that were scored to the end, best first by their held-out scores.
+        plans: the best, in the order of their held-out scores; then the best of every other size, in the order of the search.
         candidates: how many plans there were to choose from.
         influence: what each layer of the base does.
         grid: blocks run twice, scored or predicted.

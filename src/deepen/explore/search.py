@@ -18,8 +18,8 @@ from deepen.explore.screen import Guess, Likeness, guess, likeness, seams
 from deepen.explore.statistics import Sample, draws, interval, means, ranks
 from deepen.explore.sweep import evaluations
 
-SHARE = 0.12
-"""Of the exhaustive search's work, what the screened one may do."""
+SHARES = {128: 0.12, 1_000_000: 0.06}
+"""Of the exhaustive search's work what the screened one may do at most, for up to so many plans."""
 MOST_STARTERS = 256
 """Plans that the race begins with at most, but for one of each size."""
 MOST_PROBES = 512
@@ -78,7 +78,7 @@ def search(
     if exhaustive:
         standings = race(pool, score, cost, rungs=[1.0], budget=math.inf, keep=keep, seed=seed)
         return Found(sorted(standings, key=difference), alike, guess(alike, _costs(standings)))
-    budget, rungs = SHARE * cost(pool, 0, 1), _distinct(parts)
+    budget, rungs = share_of(pool) * cost(pool, 0, 1), _distinct(parts)
     blocks = probes(pool, depth, guess(alike, {}))
     probed = race(blocks, score, cost, rungs=rungs[:1], budget=budget / 4, keep=keep, seed=seed)
     budget -= cost([each.candidate for each in probed], 0, rungs[0])
@@ -100,6 +100,11 @@ def _costs(standings: Sequence[Standing]) -> dict[tuple[int, int], float]:
     """What single jumps cost, as far as they were scored."""
     jumps = ((seams(each.candidate.layers), difference(each)) for each in standings)
     return {found[0]: value for found, value in jumps if len(found) == 1}
+
+
+def share_of(pool: Sequence[Candidate]) -> float:
+    """What part of the exhaustive search's work the screened one may do: less where there is much."""
+    return next(share for most, share in SHARES.items() if len(pool) <= most)
 
 
 def starters(pool: Sequence[Candidate], expected: Guess) -> list[Candidate]:

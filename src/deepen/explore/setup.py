@@ -22,9 +22,10 @@ from deepen.explore.journal import Journal
 from deepen.explore.material import Part, first_tokens, read_parts
 from deepen.explore.memory import Memory, fit
 from deepen.explore.network import Network, resident
-from deepen.explore.results import Candidate, Exploration, Interval
+from deepen.explore.race import Standing
+from deepen.explore.results import Candidate, Exploration, Interval, Scored
 from deepen.explore.score import Scorer
-from deepen.explore.search import grid, intervals, ranked, rescore, scored, search
+from deepen.explore.search import grid, intervals, ranked, rescore, scored, search, share_of
 from deepen.explore.statistics import Sample, draws, interval, means
 from deepen.explore.sweep import evaluations
 from deepen.likelihood import check_context
@@ -163,7 +164,7 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
     network.check_identity(torch.from_numpy(first[None].astype(np.int64)).to(settings.device))
     kept = Journal(journal, _head(prepared), out)
     exhaustive = _work(prepared.pool, prepared.search, depth, shared=True)
-    total = exhaustive if settings.exhaustive else int(0.12 * exhaustive)
+    total = exhaustive if settings.exhaustive else int(share_of(prepared.pool) * exhaustive)
     scorer = Scorer(network, kept, prepared.memory, torch.device(settings.device))
     with progress("Searching", total, "layer tokens") as advance:
         scorer.advance = advance
@@ -172,31 +173,30 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
             exhaustive=settings.exhaustive, keep=settings.keep, seed=settings.seed,
         )  # fmt: skip
     searching, scorer.work = scorer.work, 0
-    chosen = finalists([each.candidate for each in found.standings], settings.keep)
-    by_layers = {standing.candidate.layers: standing for standing in found.standings}
-    samples, guards = _held_out(scorer, prepared, chosen)
+    # a plan that was seen on one unit only has no interval
+    known_well = [each for each in found.standings if min(len(part.counts) for part in each.samples) > 1]
+    chosen, others = finalists(known_well, settings.keep)
+    samples, guards = _held_out(scorer, prepared, [standing.candidate for standing in chosen])
+    held_out = intervals(samples, settings.seed)
+
+    def known(standing: Standing) -> Scored:
+        layers = standing.candidate.layers
+        return scored(standing, found.guess(layers), prepared.price(layers), settings.seed)
+
     plans = [
-        replace(
-            scored(
-                by_layers[candidate.layers],
-                found.guess(candidate.layers),
-                prepared.price(candidate.layers),
-                settings.seed,
-            ),
-            held_out=held,
-            guard=guarded,
-        )
-        for candidate, held, guarded in zip(chosen, intervals(samples, settings.seed)[1:], guards, strict=True)
+        replace(known(standing), held_out=held, guard=guard)
+        for standing, held, guard in zip(chosen, held_out[1:], guards, strict=True)
     ]
     passed = [place for place, plan in enumerate(plans) if plan.guard is None or plan.guard.low <= 0]
     notes = _notes(prepared, len(plans) - len(passed))
-    standing = ranked([plans[place] for place in passed], _rows(samples, [place + 1 for place in passed]), settings.seed)
+    best = ranked([plans[place] for place in passed], _rows(samples, [place + 1 for place in passed]), settings.seed)
+    rest = [replace(known(standing), rank=place) for place, standing in enumerate(others, start=len(best) + 1)]
     return Exploration(
         model=settings.model,
         depth=depth,
         objective=settings.objective,
-        base=_base(found.standings, intervals(samples, settings.seed)[0], prepared),
-        plans=tuple(standing),
+        base=_base(found.standings, held_out[0], prepared),
+        plans=(*best, *rest),
         candidates=len(prepared.pool),
         influence=found.likeness.facts(),
         grid=grid(found, depth),
@@ -213,15 +213,16 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
     )
 
 
-def finalists(best_first: Sequence[Candidate], keep: int) -> list[Candidate]:
-    """The `keep` best, and the best of each size."""
-    sizes: set[int] = set()
-    chosen = []
-    for place, candidate in enumerate(best_first):
-        if place < keep or len(candidate.layers) not in sizes:
-            chosen.append(candidate)
-        sizes.add(len(candidate.layers))
-    return chosen
+def finalists(best_first: Sequence[Standing], keep: int) -> tuple[list[Standing], list[Standing]]:
+    """The `keep` best, and of the others the best of each size that is not among them."""
+    sizes = {len(standing.candidate.layers) for standing in best_first[:keep]}
+    others = []
+    for standing in best_first[keep:]:
+        size = len(standing.candidate.layers)
+        if size not in sizes:
+            others.append(standing)
+            sizes.add(size)
+    return list(best_first[:keep]), others
 
 
 def open_network(prepared: Prepared) -> Network:
