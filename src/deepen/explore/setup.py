@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from deepen.explore.race import Standing
 from deepen.explore.results import Candidate, Exploration, Interval, Scored
 from deepen.explore.score import Scorer
 from deepen.explore.search import grid, intervals, ranked, rescore, scored, search, share_of
+from deepen.explore.shares import check_units, share_out
 from deepen.explore.statistics import Sample, draws, interval, means
 from deepen.explore.sweep import evaluations
 from deepen.likelihood import check_context
@@ -35,15 +35,11 @@ from deepen.plan.price import Facts, price
 from deepen.progress import progress, say
 from deepen.train.memory import free_bytes
 from deepen.train.network import Words, open_trainable
-from deepen.units import format_count, parse_bytes, parse_count
+from deepen.units import parse_bytes, parse_count
 
 _BUDGET = 1.5  # SOLAR's own: 48 layers of 32
 _LONGEST = 1024
 _FREE = 0.8
-# the spread of a paired difference per token, a rule of thumb: SmolLM2-135M's plans have 0.4 to 1.0
-_SPREAD = 0.8
-_WIDEST = 0.15
-_FEWEST_UNITS = 4
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -131,11 +127,16 @@ def prepare(settings: Settings) -> Prepared:
                 check_vocabulary(max(int(tokens.max()) for unit in part for tokens, _ in unit.rows), words.vocabulary)
         return parts
 
-    searched, held_out = split(settings, read(settings.data, settings.objective), len(pool))
+    searched, held_out = share_out(
+        read(settings.data, settings.objective),
+        len(pool),
+        wanted=parse_count(settings.tokens),
+        later=0 if settings.held_out is not None else parse_count(settings.held_out_tokens or settings.tokens),
+    )
     if settings.held_out is not None:
         count = parse_count(settings.held_out_tokens or settings.tokens)
         held_out = [first_tokens(part, count)[0] for part in read(settings.held_out, settings.objective)]
-    _check_units(held_out, "--held-out")
+    check_units(held_out, "--held-out")
     guard = [] if settings.guard is None else _guard(settings, read)
     dtype = settings.dtype or _dtype(checkpoint, settings.device)
     if dtype not in _DTYPES:
@@ -275,57 +276,6 @@ def expressible(pool: list[Candidate], checkpoint: Checkpoint, stack: architectu
     return found
 
 
-def split(settings: Settings, parts: list[Part], plans: int) -> tuple[list[Part], list[Part]]:
-    """The data's first tokens, to search on, and its next ones.
-
-    Raises:
-        DataError: there are too few to tell that many plans apart.
-    """
-    wanted = parse_count(settings.tokens)
-    later = wanted if settings.held_out_tokens is None else parse_count(settings.held_out_tokens)
-    if settings.held_out is not None:
-        later = 0
-    searched, held_out = [], []
-    for part in parts:
-        there = sum(unit.tokens for unit in part)
-        # what is too little for both is shared out as they would have had it
-        first, rest = first_tokens(part, min(wanted, math.ceil(there * wanted / (wanted + later))))
-        searched.append(first)
-        held_out.append(first_tokens(rest, later)[0])
-    _check_units(searched, "--data")
-    if settings.objective != "choices":
-        _check_tokens(sum(int(unit.counts.sum()) for part in searched for unit in part if unit.right is None), plans)
-    return searched, held_out
-
-
-def _check_tokens(tokens: int, plans: int) -> None:
-    # the widest of so many intervals that all of them hold with 95 % (Bonferroni)
-    width = NormalDist().inv_cdf(1 - 0.025 / plans) * _SPREAD
-
-    def needed(target: float) -> int:
-        return math.ceil((width / target) ** 2)
-
-    if tokens < needed(_WIDEST):
-        raise DataError(
-            f"{tokens:,} tokens are too few for {plans:,} plans: a difference would be known to "
-            f"±{width / math.sqrt(tokens or 1):.2f} "
-            "nats per token",
-            where="--data, --tokens",
-            next=f"give {needed(_WIDEST):,} tokens for ±{_WIDEST}, {format_count(needed(0.05))} for ±0.05, or "
-            f"{format_count(needed(0.01))} for ±0.01; or fewer plans",
-        )
-
-
-def _check_units(parts: Sequence[Part], where: str) -> None:
-    for part in parts:
-        if len(part) < _FEWEST_UNITS:
-            raise DataError(
-                f"the text comes to {len(part)} windows, conversations or questions, and an interval needs {_FEWEST_UNITS}",
-                where=where,
-                next="give more text, more --tokens, or a smaller --window",
-            )
-
-
 def _guard(settings: Settings, read: Callable[[Sequence[str], str], list[Part]]) -> list[Part]:
     assert settings.guard is not None
     other = "choices" if settings.objective == "perplexity" else "perplexity"
@@ -338,7 +288,7 @@ def _guard(settings: Settings, read: Callable[[Sequence[str], str], list[Part]])
             continue
         count = parse_count(settings.held_out_tokens or settings.tokens)
         guard = [first_tokens(part, count)[0] for part in parts]
-        _check_units(guard, "--guard")
+        check_units(guard, "--guard")
         return guard
     raise AssertionError
 
