@@ -111,6 +111,7 @@ def heal_trials(
     held_out: Sequence[Batch],
     folder: Path,
     steps: int,
+    starts: Sequence[str] = STARTS,
     batch_rows: int = 2,
     learning_rate: float = 1e-4,
     micro_batch: int = 1,
@@ -130,6 +131,7 @@ def heal_trials(
         held_out: what is measured; none of it among `rows`.
         folder: where trials are kept; the caller removes it when all is written.
         steps: optimizer steps of each trial.
+        starts: how the repeated layers begin.
         batch_rows: rows of a step.
         learning_rate: the peak.
         micro_batch: rows that go through the model at once.
@@ -155,7 +157,7 @@ def heal_trials(
     finalists = with_drop(finalists, plan(model, layers="0:1").source_layers)
     _check_memory(Path(model), finalists, rows, device, precision, micro_batch)
     race: list[tuple[Candidate | None, str]] = [(None, "")]
-    race += [(candidate, start) for candidate in finalists for start in STARTS]
+    race += [(candidate, start) for candidate in finalists for start in starts]
     shared = _Shared(rows, held_out, steps, batch_rows, learning_rate, micro_batch, seed, device, precision)
     folder.mkdir(parents=True, exist_ok=True)
     ended: list[_Ended] = []
