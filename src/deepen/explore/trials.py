@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,15 @@ class Trials:
     def of(self, candidate: Candidate) -> tuple[dict[str, Any], ...]:
         """What came of a plan, best first: `Scored.healed`."""
         return tuple(trial.to_dict() for trial in self.trials if trial.candidate == candidate)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry `trials` in `plans.json`."""
+        trials = [
+            {"layers": trial.candidate.slices, "options": dict(trial.candidate.options), **trial.to_dict()}
+            for trial in self.trials
+            if trial.candidate is not None
+        ]
+        return {"steps": self.steps, "tokens": self.tokens, "control": self.control.to_dict(), "trials": trials}
 
 
 def heal_trials(
@@ -211,9 +221,9 @@ class _Shared:
         """Scored tokens of each held-out row."""
         return np.array([row.terms for row in self.held_out])
 
-    def tokens(self, step: int) -> int:
-        """Tokens read before a step."""
-        return step * self.batch_rows * self.rows[0].tokens.shape[1]
+    def rows_of(self, step: int) -> list[Batch]:
+        """The rows of a zero-based step."""
+        return [self.rows[row] for row in rows_of_step(step, rows=len(self.rows), batch=self.batch_rows, seed=self.seed)]
 
     def key(self, candidate: Candidate | None, start: str) -> str:
         """Names a trial by all that decides its result."""
@@ -245,10 +255,10 @@ def _heal(network: Any, shared: _Shared, folder: Path, subject: str) -> _Ended:
         return loss_and_perplexity(float(losses.sum() / shared.terms.sum()))
 
     def batches(step: int) -> list[Batch]:
-        chosen = rows_of_step(step, rows=len(shared.rows), batch=shared.batch_rows, seed=shared.seed)
-        return micro_batches([shared.rows[row] for row in chosen], shared.micro_batch, device)
+        return micro_batches(shared.rows_of(step), shared.micro_batch, device)
 
-    rising = warmup_steps(_WARMUP, shared.steps)
+    read = [sum(row.tokens.numel() for row in shared.rows_of(step)) for step in range(shared.steps)]
+    tokens, rising = [0, *accumulate(read)], warmup_steps(_WARMUP, shared.steps)
     train(
         network,
         batches=batches,
@@ -257,7 +267,7 @@ def _heal(network: Any, shared: _Shared, folder: Path, subject: str) -> _Ended:
         run=Run(
             folder=folder,
             steps=shared.steps,
-            tokens=shared.tokens,
+            tokens=lambda step: tokens[step],
             rate=lambda step: rate_of_step(
                 step, peak=shared.learning_rate, steps=shared.steps, warmup=rising, schedule="cosine"
             ),
@@ -318,7 +328,7 @@ def _ranked(race: Sequence[tuple[Candidate | None, str]], ended: Sequence[_Ended
             behind = _interval(ended[place].losses - ended[order[number - 2]].losses, terms)
             rank = trials[-1].rank if behind.low <= 0 else number
         trials.append(trial(race[place], ended[place], rank))
-    return Trials(trial(race[0], control, 0), tuple(trials), shared.steps, shared.tokens(shared.steps))
+    return Trials(trial(race[0], control, 0), tuple(trials), shared.steps, control.curve[-1][0])
 
 
 def _interval(totals: Losses, terms: NDArray[np.int64]) -> Interval:
@@ -338,7 +348,9 @@ def _check_memory(
     source = open_trainable(model)
     facts, _ = read_facts(source)
     deepest = max(finalists, key=lambda candidate: len(candidate.layers))
-    setup = Setup(rows[0].tokens.shape[1], micro_batch, precision=precision, packed=rows[0].positions is not None)
+    setup = Setup(
+        max(row.tokens.shape[1] for row in rows), micro_batch, precision=precision, packed=rows[0].positions is not None
+    )
     base = sum(training_bytes(source, setup, device).values())
     layers = len(facts.layers)
     before, after = (

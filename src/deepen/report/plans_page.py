@@ -33,6 +33,8 @@ def plans_page(document: Document) -> str:
 
 def _best(document: Document) -> Html:
     """The answer, in words and as a command."""
+    if not document["plans"]:
+        return element("p", "No plan passed the guard.")
     best, base = document["plans"][0], document["base"]
     told = [
         f"The best plan found adds {best['added']} layers to {document['depth']}. Its loss is {best['score']:.3f} nats per"
@@ -52,11 +54,13 @@ def _best(document: Document) -> Html:
     )
 
 
-def _finalists(document: Document) -> Html:
+def _finalists(document: Document) -> Html | None:
     plans, model = document["plans"], document["model"]
+    if not plans:
+        return None
     guarded, healed = any(plan["guard"] for plan in plans), any(plan["healed"] for plan in plans)
     header = ["plan", "rank", "added", "to the base", "95 % interval", "held out", "compute"]
-    header += ["guard"] * guarded + ["healed copies", "healed identity"] * healed
+    header += ["guard, to the base"] * guarded + ["healed copies", "healed identity"] * healed
     rows = []
     for plan in plans:
         chosen = {"data_about": about_plan(plan, document["depth"]), "data_command": command(model, plan["options"])}
@@ -71,7 +75,7 @@ def _finalists(document: Document) -> Html:
             f"x {plan['cost']['flops_ratio']:.2f}",
         ]
         if guarded:
-            row.append("" if plan["guard"] is None else f"{plan['guard']['value']:.3f}")
+            row.append("" if plan["guard"] is None else signed(plan["guard"]["value"]))
         if healed:
             ends = {each["start"]: f"{each['value']:.3f} ({signed(each['difference']['value'])})" for each in plan["healed"]}
             row += [ends.get(start, "") for start in ("copies", "identity")]
