@@ -187,7 +187,57 @@ def _plan(plan: Plan | Mapping[str, Any] | str, source_layers: int) -> Plan:
     return parse_plan(source_layers, **plan)
 
 
+def hollow(folder: Path, *, dtype: str) -> PreTrainedModel:
+    """A model whose decoder layers have no weights (they are on the device `meta`); everything around them is loaded.
+
+    Args:
+        folder: a checkpoint folder.
+        dtype: as in `load`.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: as `load`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    checkpoint = open_checkpoint(folder)
+    stack, _ = read_architecture(checkpoint)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    shallow = type(config).from_dict(architecture.deepen_config(checkpoint.config, (0,), stack))
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # or it lists the weights of all other layers
+    try:
+        one = AutoModelForCausalLM.from_pretrained(
+            folder, config=shallow, dtype=getattr(torch, dtype), local_files_only=True
+        ).eval()
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"transformers cannot load it: {_first_line(error)}", where=folder, next="check it with `deepen plan`"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    everything = Plan(stack.num_hidden_layers, tuple(range(stack.num_hidden_layers)))
+    model, _, _ = _around(one, checkpoint.config, stack, everything, folder)
+    result: PreTrainedModel = model.eval()
+    return result
+
+
 def _virtual(base: Any, config: dict[str, Any], stack: architecture.Stack, plan: Plan, where: Path) -> Any:
+
+    deep, source, target = _around(base, config, stack, plan, where)
+    constants: dict[Any, torch.nn.Parameter] = {}
+    for position, layer in enumerate(plan.layers):
+        _share(target[position], source[layer])
+        if position in plan.identity:
+            _write_nothing(target[position], config, where, constants)
+    deep.generation_config = base.generation_config
+    return deep.eval()
+
+
+def _around(base: Any, config: dict[str, Any], stack: architecture.Stack, plan: Plan, where: Path) -> tuple[Any, Any, Any]:
+    """A model of the plan's depth that has all of the base but its layers; the base's layers; its own, without weights."""
     import torch
 
     deep_config = type(base.config).from_dict(architecture.deepen_config(config, plan.layers, stack))
@@ -206,13 +256,7 @@ def _virtual(base: Any, config: dict[str, Any], stack: architecture.Stack, plan:
             )
         _share_all_but(target, source, name)
         source, target = getattr(source, name), getattr(target, name)
-    constants: dict[Any, torch.nn.Parameter] = {}
-    for position, layer in enumerate(plan.layers):
-        _share(target[position], source[layer])
-        if position in plan.identity:
-            _write_nothing(target[position], config, where, constants)
-    deep.generation_config = base.generation_config
-    return deep.eval()
+    return deep, source, target
 
 
 def _share_all_but(target: torch.nn.Module, source: torch.nn.Module, name: str) -> None:

@@ -88,3 +88,86 @@ class Scored:
             "rank": self.rank,
             "cost": dict(self.cost),
         }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A block i:j run twice, as a cell of the heat-map.
+
+    Attributes:
+        first: i.
+        end: j.
+        difference: its score less the base's on the same windows, in nats per token.
+        exact: whether it was scored; else it was predicted.
+        tokens: how many tokens were scored; 0 for a prediction.
+    """
+
+    first: int
+    end: int
+    difference: float
+    exact: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What one layer does to the hidden states of the base, averaged over tokens.
+
+    Attributes:
+        layer: which one.
+        cosine: between what it reads and what it writes.
+        influence: 1 - cosine: block influence (Men et al. 2024, arXiv:2403.03853, section 2.2).
+        norm_ratio: of what it writes to what it reads.
+    """
+
+    layer: int
+    cosine: float
+    influence: float
+    norm_ratio: float
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What a search found.
+
+    Attributes:
+        model: as it was given.
+        depth: layers of the base.
+        objective: what the score is, in words: `perplexity`, `choices` or `mixture`.
+        base: the base itself, as an entry of `plans.json` has it: `score`, `low`, `high`, `held_out`, …, `cost`.
+        plans: those that were scored to the end, best first by their held-out scores.
+        candidates: how many plans there were to choose from.
+        influence: what each layer of the base does.
+        grid: blocks run twice, scored or predicted.
+        work: layer evaluations times tokens: `actual` (the search as it was), `exhaustive` (every plan on all tokens with
+            shared states), `naive` (every plan from the start), `held_out`; and the `tokens` and `units` of the search.
+        settings: the options that shape the result.
+        notes: what the user should know, one sentence each.
+    """
+
+    model: str
+    depth: int
+    objective: str
+    base: Mapping[str, Any]
+    plans: tuple[Scored, ...]
+    candidates: int
+    influence: tuple[LayerFacts, ...]
+    grid: tuple[Cell, ...]
+    work: Mapping[str, float]
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `plans.json`."""
+        return {
+            "model": self.model,
+            "objective": self.objective,
+            "base": dict(self.base),
+            "plans": [plan.to_dict() for plan in self.plans],
+            "candidates": self.candidates,
+            "influence": [asdict(each) for each in self.influence],
+            "grid": [asdict(each) for each in self.grid],
+            "work": dict(self.work),
+            "settings": dict(self.settings),
+            "notes": list(self.notes),
+        }
