@@ -87,6 +87,7 @@ class Prepared:
         guard: what they must not be worse on.
         memory: what is held at once.
         dtype: what is computed in.
+        read: reads data for an objective, in such windows.
     """
 
     settings: Settings
@@ -99,6 +100,7 @@ class Prepared:
     guard: list[Part]
     memory: Memory
     dtype: str
+    read: Callable[[Sequence[str], str], list[Part]]
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -150,7 +152,7 @@ def prepare(settings: Settings) -> Prepared:
         kind=settings.device.partition(":")[0],
         longest=max(unit.tokens for part in every for unit in part),
     )
-    return Prepared(settings, checkpoint, stack, pool, cost, searched, held_out, guard, memory, dtype)
+    return Prepared(settings, checkpoint, stack, pool, cost, searched, held_out, guard, memory, dtype, read)
 
 
 def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
@@ -213,11 +215,13 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
 
 
 def finalists(best_first: Sequence[Candidate], keep: int) -> list[Candidate]:
-    """The `keep` best, and the best of each size."""
+    """The `keep` best, SOLAR's own of their sizes, and the best of each size."""
     sizes: set[int] = set()
+    usual = {len(candidate.layers) for candidate in best_first[:keep]}
     chosen = []
     for place, candidate in enumerate(best_first):
-        if place < keep or len(candidate.layers) not in sizes:
+        solar = "drop" in candidate.options and len(candidate.layers) in usual
+        if place < keep or len(candidate.layers) not in sizes or solar:
             chosen.append(candidate)
         sizes.add(len(candidate.layers))
     return chosen

@@ -24,6 +24,7 @@ from torch.nn import ModuleList, Parameter
 from deepen.data.text import rows_of_step
 from deepen.errors import DataError, OptionError, ResourceError
 from deepen.explore.results import Candidate, Interval
+from deepen.explore.statistics import Sample, draws, interval, ranks
 from deepen.likelihood import evaluating, token_losses
 from deepen.model import load
 from deepen.output import write_file
@@ -45,7 +46,6 @@ STARTS = ("copies", "identity")
 
 _WARMUP = 0.1
 _MEASURES = 10  # at most, along a trial
-_RESAMPLES = 2000
 
 Losses = NDArray[np.float64]
 """Summed nats of each held-out row, shape (rows,)."""
@@ -61,8 +61,8 @@ class Trial:
         curve: tokens trained on and held-out loss in nats per token, in order.
         loss: on the held-out rows after the last step.
         difference: that less the control's on the same rows, with the interval of the paired difference.
-        rank: its place, from 1, among all but the control; a trial that cannot be told apart from the one before shares its
-            place.
+        rank: its place, from 1, among all but the control; a trial that cannot be told apart from the first of a place shares
+            it.
     """
 
     candidate: Candidate | None
@@ -216,11 +216,6 @@ class _Shared:
     device: str
     precision: str
 
-    @property
-    def terms(self) -> NDArray[np.int64]:
-        """Scored tokens of each held-out row."""
-        return np.array([row.terms for row in self.held_out])
-
     def rows_of(self, step: int) -> list[Batch]:
         """The rows of a zero-based step."""
         return [self.rows[row] for row in rows_of_step(step, rows=len(self.rows), batch=self.batch_rows, seed=self.seed)]
@@ -248,11 +243,12 @@ def _heal(network: Any, shared: _Shared, folder: Path, subject: str) -> _Ended:
     speed_up(network, compile=False, activation_checkpointing=False)
     folder.mkdir(exist_ok=True)
     device, losses = torch.device(shared.device), np.zeros(0)
+    terms = sum(row.terms for row in shared.held_out)
 
     def validate() -> Mapping[str, float]:
         nonlocal losses
         losses = _measure(network, shared.held_out, device)
-        return loss_and_perplexity(float(losses.sum() / shared.terms.sum()))
+        return loss_and_perplexity(float(losses.sum()) / terms)
 
     def batches(step: int) -> list[Batch]:
         return micro_batches(shared.rows_of(step), shared.micro_batch, device)
@@ -314,29 +310,23 @@ def _measure(network: Any, rows: Sequence[Batch], device: torch.device) -> Losse
 
 def _ranked(race: Sequence[tuple[Candidate | None, str]], ended: Sequence[_Ended], shared: _Shared) -> Trials:
     """Each trial against the control, and in the order of where they ended."""
-    control, terms = ended[0], shared.terms
-
-    def trial(entry: tuple[Candidate | None, str], end: _Ended, rank: int) -> Trial:
-        difference = _interval(end.losses - control.losses, terms)
-        return Trial(*entry, end.curve, _interval(end.losses, terms), difference, rank)
-
-    order = sorted(range(1, len(race)), key=lambda place: ended[place].losses.sum())
-    trials: list[Trial] = []
-    for number, place in enumerate(order, start=1):
-        rank = number
-        if trials:
-            behind = _interval(ended[place].losses - ended[order[number - 2]].losses, terms)
-            rank = trials[-1].rank if behind.low <= 0 else number
-        trials.append(trial(race[place], ended[place], rank))
-    return Trials(trial(race[0], control, 0), tuple(trials), shared.steps, control.curve[-1][0])
-
-
-def _interval(totals: Losses, terms: NDArray[np.int64]) -> Interval:
-    """The mean per token, and its 95 % interval by resampling rows (percentile bootstrap)."""
-    chosen = np.random.default_rng(0).integers(len(totals), size=(_RESAMPLES, len(totals)))
-    means = totals[chosen].sum(1) / terms[chosen].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return Interval(float(totals.sum() / terms.sum()), low, high)
+    order = [0, *sorted(range(1, len(race)), key=lambda place: ended[place].losses.sum())]
+    losses = np.stack([ended[place].losses for place in order])
+    less = losses - losses[0]
+    terms = np.array([row.terms for row in shared.held_out], np.float64)
+    drawn, apart = (draws([Sample(sums, terms)], 0) for sums in (losses, less))
+    places = [0, *ranks(drawn[1:])]
+    control, *trials = [
+        Trial(
+            *race[place],
+            ended[place].curve,
+            interval(losses[row].sum() / terms.sum(), drawn[row]),
+            interval(less[row].sum() / terms.sum(), apart[row]),
+            places[row],
+        )
+        for row, place in enumerate(order)
+    ]
+    return Trials(control, tuple(trials), shared.steps, control.curve[-1][0])
 
 
 def _check_memory(
