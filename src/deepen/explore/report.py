@@ -11,7 +11,7 @@ from deepen.explore.depth import depth_curve
 from deepen.explore.results import Exploration
 from deepen.output import write_file
 from deepen.plan import parse_plan
-from deepen.report.plans import Cell, Curve, Point, front_picture, healing_curves, heatmap, influence_curve
+from deepen.report.plans import BASE, Cell, Curve, Point, front_picture, healing_curves, heatmap, influence_curve
 from deepen.report.plans_page import plans_page
 from deepen.report.plans_words import words
 
@@ -82,7 +82,7 @@ def _draw(folder: Path, document: Mapping[str, Any]) -> None:
         [each["norm_ratio"] for each in document["influence"]],
         repeated=marks["repeated"],
     )
-    points = [Point("base", 1.0, 0.0, 0.0, 0.0, deepest=False)]
+    points = [Point(BASE, 1.0, 0.0, 0.0, 0.0, deepest=False)]
     points += [
         Point(each["layers"], each["cost"]["flops_ratio"], each["difference"], each["low"], each["high"], each["deepest"])
         for each in document["curve"]

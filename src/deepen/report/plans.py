@@ -33,12 +33,15 @@ class Cell:
     exact: bool
 
 
+BASE = "base"
+
+
 @dataclass(frozen=True)
 class Point:
     """A plan among others.
 
     Attributes:
-        name: as `--layers` takes it, or `base`.
+        name: as `--layers` takes it, or `BASE`.
         cost: compute per token, by the base's.
         difference: nats per token above the base.
         low: lower end of its interval.
@@ -112,8 +115,9 @@ def heatmap(
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
+        handles, labels = axes.get_legend_handles_labels()
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0.02, 0.04), frameon=False, labelcolor=_INK, fontsize=10, labelspacing=0.9
+            handles, labels, loc="lower left", bbox_to_anchor=(0.02, 0.04), frameon=False, labelcolor=_INK, labelspacing=0.9
         )
         _colour_bar(bar, [cell.difference for cell in cells])
 
@@ -168,12 +172,13 @@ def front_picture(file: Path, points: Sequence[Point], healed: Mapping[str, Sequ
         values = [point.difference for point in ordered]
         spread = [[point.difference - point.low for point in ordered], [point.high - point.difference for point in ordered]]
         axes.axhline(0, color=_GREY, linewidth=1, linestyle="--", zorder=1)
+        axes.scatter([1], [0], s=46, color=_GREY, zorder=3, label="the base")
         axes.errorbar(costs, values, yerr=spread, color=_BLUE, linewidth=1.2, elinewidth=1, capsize=2.5, alpha=0.6, zorder=2)
         for deepest, face, label in (
             (True, _BLUE, "no plan that adds as much or more harms less"),
             (False, "white", "a deeper plan harms less"),
         ):
-            some = [point for point in ordered if point.deepest == deepest]
+            some = [point for point in ordered if point.deepest == deepest and point.name != BASE]
             if some:
                 axes.scatter(
                     [point.cost for point in some], [point.difference for point in some], s=46, facecolor=face,

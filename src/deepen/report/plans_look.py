@@ -1,7 +1,7 @@
 """How the page of a search looks and what it does, beyond what every page has."""
 
 STYLE = """
-.map { display: block; width: 100%; min-width: 26rem; height: auto; }
+.map { display: block; width: 100%; height: auto; }
 .map rect[role=button] { cursor: pointer; outline: none; stroke: var(--line); stroke-width: .6; }
 .hatch { stroke: #fff; stroke-width: 2.4; opacity: .8; } .over { fill: url(#hatch); }
 .over, .mark, .ring { pointer-events: none; } .mark { fill: #fff; stroke: #000; stroke-width: 1.4; }

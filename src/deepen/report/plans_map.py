@@ -10,7 +10,8 @@ from deepen.report.differences import TICKS, colour, difference, paler, place
 from deepen.report.page import Html, element, section
 from deepen.report.plans_words import about_cell, about_plan, command, data
 
-_CELL, _LEFT, _TOP = 20, 50, 4
+_LEFT, _TOP = 50, 4
+_SMALLEST, _LARGEST, _WIDTH = 20, 48, 600  # of a cell, and of all of them together if there is room
 _DIAMOND = "0 -7 7 0 0 7 -7 0"
 _STAR = " ".join(
     f"{radius * math.sin(math.pi * number / 5):.1f} {-radius * math.cos(math.pi * number / 5):.1f}"
@@ -28,23 +29,24 @@ def plans_map(document: Mapping[str, Any]) -> Html | None:
     if not grid:
         return None
     best, solar = document["marks"]["best"], document["marks"]["solar"]
+    size = max(_SMALLEST, min(_LARGEST, _WIDTH // layers))
     finalists = {str(plan["options"].get("repeat")): plan for plan in document["plans"]}
     cells, hatches = [], []
     for number, cell in enumerate(grid):
-        x, y = _corner(cell["first"], cell["end"])
+        x, y = _corner(cell["first"], cell["end"], size)
         block = f"{cell['first']}:{cell['end']}"
         told = about_plan(finalists[block], layers) if block in finalists else about_cell(cell, layers)
         cells.append(
             element(
-                "rect", x=x + 0.5, y=y + 0.5, width=_CELL - 1, height=_CELL - 1, rx=2, fill=_fill(cell), role="button",
+                "rect", x=x + 0.5, y=y + 0.5, width=size - 1, height=size - 1, rx=2, fill=_fill(cell), role="button",
                 tabindex=0 if number == 0 else -1, aria_label=told, data_i=cell["first"], data_j=cell["end"],
                 data_command=command(model, {"repeat": block}),
             )
         )  # fmt: skip
         if not cell["exact"]:
-            hatches.append(element("rect", x=x, y=y, width=_CELL, height=_CELL, class_="over"))
-    marks = [_mark(form, where) for form, where in ((_DIAMOND, solar), (_STAR, best)) if where is not None]
-    width, height = _LEFT + _CELL * layers + 4, _TOP + _CELL * layers + 40
+            hatches.append(element("rect", x=x, y=y, width=size, height=size, class_="over"))
+    marks = [_mark(form, where, size) for form, where in ((_DIAMOND, solar), (_STAR, best)) if where is not None]
+    width, height = _LEFT + size * layers + 4, _TOP + size * layers + 40
     pattern = element(
         "pattern", element("path", d="M0 0V5", class_="hatch"), id="hatch", width=5, height=5, patternUnits="userSpaceOnUse",
         patternTransform="rotate(45)",
@@ -52,13 +54,14 @@ def plans_map(document: Mapping[str, Any]) -> Html | None:
     picture = element(
         "svg",
         element("defs", pattern),
-        _frame(layers),
+        _frame(layers, size),
         element("g", *cells, id="cells", role="group", aria_label="Blocks of layers; arrow keys move, Enter chooses"),
         *hatches,
         *marks,
-        element("rect", id="ring", class_="ring", width=22, height=22, rx=3, visibility="hidden"),
+        element("rect", id="ring", class_="ring", width=size + 2, height=size + 2, rx=3, visibility="hidden"),
         viewBox=f"0 0 {width} {height}",
         class_="map",
+        style=f"max-width: {width / 14:.0f}rem",
     )
     beside = element(
         "div", _scale(grid), _key(best, solar, hatched=bool(hatches)),
@@ -71,26 +74,27 @@ def plans_map(document: Mapping[str, Any]) -> Html | None:
     )
 
 
-def _corner(start: int, end: int) -> tuple[int, int]:
-    return _LEFT + _CELL * (end - 1), _TOP + _CELL * start
+def _corner(start: int, end: int, size: int) -> tuple[int, int]:
+    return _LEFT + size * (end - 1), _TOP + size * start
 
 
 def _fill(cell: Mapping[str, Any]) -> str:
     return colour(cell["difference"]) if cell["exact"] else paler(colour(cell["difference"]), 0.35)
 
 
-def _frame(layers: int) -> Html:
-    step, bottom, middle = (5 if layers <= 60 else 10), _TOP + _CELL * layers, _TOP + _CELL * layers / 2
+def _frame(layers: int, size: int) -> Html:
+    step = 1 if layers <= 12 else 5 if layers <= 60 else 10
+    bottom, middle = _TOP + size * layers, _TOP + size * layers / 2
     texts = [
-        _text("the block ends before layer", _LEFT + _CELL * layers / 2, bottom + 36, "middle"),
+        _text("the block ends before layer", _LEFT + size * layers / 2, bottom + 36, "middle"),
         _text("the block begins with layer", 14, middle, "middle", transform=f"rotate(-90 14 {middle})"),
     ]
     for layer in range(0, layers + 1, step):
-        x, y = _corner(layer, layer)
+        x, y = _corner(layer, layer, size)
         if layer > 0:
-            texts.append(_text(str(layer), x + _CELL / 2, bottom + 16, "middle"))
+            texts.append(_text(str(layer), x + size / 2, bottom + 16, "middle"))
         if layer < layers:
-            texts.append(_text(str(layer), _LEFT - 7, y + 15, "end"))
+            texts.append(_text(str(layer), _LEFT - 7, y + size / 2 + 5, "end"))
     return element("g", *texts, aria_hidden="true")
 
 
@@ -98,9 +102,9 @@ def _text(text: str, x: float, y: float, anchor: str, **more: str) -> Html:
     return element("text", text, x=f"{x:g}", y=f"{y:g}", text_anchor=anchor, class_="soft", **more)
 
 
-def _mark(form: str, where: Sequence[int]) -> Html:
-    x, y = _corner(where[0], where[1])
-    return element("polygon", points=form, transform=f"translate({x + _CELL / 2:g} {y + _CELL / 2:g})", class_="mark")
+def _mark(form: str, where: Sequence[int], size: int) -> Html:
+    x, y = _corner(where[0], where[1], size)
+    return element("polygon", points=form, transform=f"translate({x + size / 2:g} {y + size / 2:g})", class_="mark")
 
 
 def _key(best: Sequence[int] | None, solar: Sequence[int] | None, *, hatched: bool) -> Html:
@@ -123,7 +127,7 @@ def _scale(grid: Sequence[Mapping[str, Any]]) -> Html:
     """The colours as far as they are used."""
     values = [place(cell["difference"]) for cell in grid]
     low, high = min([0.0, *values]), max([0.2, *values])
-    steps, width = 100, 280
+    steps, width = 100, 270
     bars = [
         element(
             "rect", x=f"{10 + width * number / steps:.2f}", y=16, width=f"{width / steps + 0.4:.2f}", height=14,

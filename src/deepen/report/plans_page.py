@@ -17,6 +17,15 @@ from deepen.units import format_bytes, format_count
 Document = Mapping[str, Any]
 """What `plans.json` holds."""
 
+_WORK = {
+    "actual": "the search: layers times tokens",
+    "exhaustive": "every plan on everything would have been",
+    "naive": "and that without shared states",
+    "held_out": "scoring the best again",
+    "tokens": "tokens searched on",
+    "units": "windows, chats or questions of them",
+}
+
 
 def plans_page(document: Document) -> str:
     """The page as HTML, in one file that needs no other.
@@ -77,7 +86,7 @@ def _finalists(document: Document) -> Html | None:
         if guarded:
             row.append("" if plan["guard"] is None else signed(plan["guard"]["value"]))
         if healed:
-            ends = {each["start"]: f"{each['value']:.3f} ({signed(each['difference']['value'])})" for each in plan["healed"]}
+            ends = {each["start"]: f"{each['value']:.3f}" for each in plan["healed"]}
             row += [ends.get(start, "") for start in ("copies", "identity")]
         rows.append(row)
     caption = (
@@ -176,7 +185,7 @@ def _depth(document: Document) -> Html | None:
             " long as the model runs.",
         ),
         line_chart(series, x, y, "Difference to the base against compute per token, for the best plan of each size"),
-        fold(f"All {len(rows)} sizes", table(header, rows, caption="The best plan of each size", numbers=range(2, 7))),
+        fold("As numbers", table(header, rows, caption="The best plan of each size", numbers=range(2, 7))),
     )
 
 
@@ -206,7 +215,7 @@ def _notes(document: Document) -> Html:
         *document["notes"],
         "Intervals are 95 %, by resampling windows of the text; differences are paired window by window.",
     ]
-    counted = [(str(key).replace("_", " "), f"{value:,}") for key, value in document["work"].items()]
+    counted = [(_WORK.get(key, key), f"{value:,}") for key, value in document["work"].items()]
     return section(
         "Notes",
         element("ul", *(element("li", note) for note in notes)),
