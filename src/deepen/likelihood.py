@@ -181,6 +181,10 @@ class _HeadLosses(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _parts(len(asked), len(matrix), hidden.device):
                 places = asked[part]
+                if taught is None and not (wants_hidden or wants_weight):
+                    logits = (few[part] @ matrix.t()).float()
+                    result[places] = functional.cross_entropy(logits, targets[part], reduction="none")[:, None]
+                    continue
                 slopes = _losses_and_slopes(few[part], matrix, targets[part], places, taught, dtype, result)
                 if grad_hidden is not None:
                     torch.mm(slopes, matrix, out=grad_hidden[part])

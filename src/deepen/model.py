@@ -204,12 +204,15 @@ def hollow(folder: Path, *, dtype: str) -> PreTrainedModel:
     checkpoint = open_checkpoint(folder)
     stack, _ = read_architecture(checkpoint)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    shallow = type(config).from_dict(architecture.deepen_config(checkpoint.config, (0,), stack))
+    # a layer of each type, as what lies around them (such as rotary embeddings) may be made for the types that there are
+    types = getattr(config, "layer_types", None) or ["one"]
+    some = sorted({kind: types.index(kind) for kind in types}.values())
+    shallow = type(config).from_dict(architecture.deepen_config(checkpoint.config, some, stack))
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # or it lists the weights of all other layers
     try:
-        one = AutoModelForCausalLM.from_pretrained(
+        few = AutoModelForCausalLM.from_pretrained(
             folder, config=shallow, dtype=getattr(torch, dtype), local_files_only=True
         ).eval()
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
@@ -219,7 +222,7 @@ def hollow(folder: Path, *, dtype: str) -> PreTrainedModel:
     finally:
         logging.set_verbosity(verbosity)
     everything = Plan(stack.num_hidden_layers, tuple(range(stack.num_hidden_layers)))
-    model, _, _ = _around(one, checkpoint.config, stack, everything, folder)
+    model, _, _ = _around(few, checkpoint.config, stack, everything, folder)
     result: PreTrainedModel = model.eval()
     return result
 

@@ -30,7 +30,8 @@ class Unit:
     """What is sampled as a whole: a window, a conversation, or a question with one row for each choice.
 
     Attributes:
-        rows: token ids and labels (as for `token_losses`), each of shape (length,).
+        rows: token ids and labels (as for `token_losses`), each of shape (length,). The last token of a text, from
+            which nothing is predicted, is no part of them: as no token looks ahead, leaving it out changes nothing.
         right: which row is the right choice; None where every label counts alike.
     """
 
@@ -97,7 +98,7 @@ def read_parts(
             read_conversations(by_kind["chat"]), tokenizer, find_template(template, tokenizer), ends=ends
         )
         chats = limit_rows(rows, longest, too_long="drop")
-        parts.append(tuple(Unit(((row.tokens, row.labels),)) for row in chats))
+        parts.append(tuple(Unit(((row.tokens[:-1], row.labels[:-1]),)) for row in chats))
     if "choices" in by_kind:
         encode = _with_beginning(tokenizer)
 
@@ -112,13 +113,13 @@ def read_parts(
 
 def first_tokens(part: Part, tokens: int) -> tuple[Part, Part]:
     """The first units of a part, up to so many tokens, and the rest."""
-    total = np.cumsum([unit.tokens for unit in part])
+    total = np.cumsum([unit.tokens + len(unit.rows) for unit in part])  # with the last of each row
     count = int(np.searchsorted(total, tokens, side="right"))
     return part[:count], part[count:]
 
 
 def _window(tokens: Tokens) -> Unit:
-    return Unit(((tokens, np.append(tokens[1:], np.int32(IGNORED))),))
+    return Unit(((tokens[:-1], tokens[1:]),))
 
 
 def _kind(path: Path) -> str:
@@ -185,6 +186,6 @@ def _choice(prompt: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
     length = min(len(prompt), len(whole) - 1)
     different = np.flatnonzero(prompt[:length] != whole[:length])
     start = max(1, int(different[0]) if len(different) else length)
-    labels = np.full(len(whole), IGNORED, dtype=np.int32)
-    labels[start - 1 : -1] = whole[start:]
-    return whole, labels
+    labels = whole[1:].copy()
+    labels[: start - 1] = IGNORED
+    return whole[:-1], labels

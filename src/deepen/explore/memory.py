@@ -10,10 +10,10 @@ from deepen.likelihood import CPU_LOGITS, GPU_LOGITS
 from deepen.plan.price import Facts
 from deepen.units import format_bytes
 
-_MOST_PLANS = 512  # on their way at once; more are no faster
+_MOST_PLANS = 128  # on their way at once; streamed, more share the reading of a layer
+_SMALLEST_CHUNK = 128
 _CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384}
-_ROWS_TOKENS = {"cpu": 4096, "cuda": 65536}
-_FEWEST_PLANS = 8
+_ROWS_TOKENS = {"cpu": 1024, "cuda": 65536}  # what a layer computes at once stays in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,15 @@ class Memory:
     recompute: bool
     needed: dict[str, int]
 
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return sum(self.needed.values())
+
     def __str__(self) -> str:
         """In words, for the user."""
         parts = ", ".join(f"{format_bytes(size)} {name}" for name, size in self.needed.items() if size)
-        return f"Memory: {format_bytes(sum(self.needed.values()))} ({parts})"
+        return f"{format_bytes(self.total)} of memory ({parts})"
 
 
 def fit(
@@ -46,6 +51,7 @@ def fit(
     *,
     free: int,
     element: int,
+    plans: int,
     stream: bool,
     recompute: bool,
     kind: str = "cpu",
@@ -58,6 +64,7 @@ def fit(
         sizes: the base's sizes.
         free: bytes there are.
         element: bytes per element of what is computed.
+        plans: how many there are to be scored.
         stream: whether only two layers are held at a time.
         recompute: whether the base's hidden states are not kept.
         kind: of the device, `cpu` or `cuda`.
@@ -66,53 +73,47 @@ def fit(
     Raises:
         ResourceError: not even the smallest setting fits, with what is needed and what would help.
     """
-    layers = [sum(tensor.parameters for tensor in layer) for layer in facts.layers]
-    rest = sum(tensor.parameters for tensor in facts.rest)
-    weights = rest + (2 * max(layers) if stream else sum(layers))
-    logits = min(CPU_LOGITS if kind == "cpu" else GPU_LOGITS, _ROWS_TOKENS.get(kind, 4096) * sizes.vocab_size)
 
-    def setting(chunk_tokens: int, plans: int) -> Memory:
-        rows_tokens = max(chunk_tokens, min(_ROWS_TOKENS.get(kind, _ROWS_TOKENS["cuda"]), plans * chunk_tokens))
-        state = chunk_tokens * sizes.hidden_size * element
-        # of a layer: input, output and norms; queries, keys, values and their rotations; gate, up and their product
-        wide = 6 * sizes.hidden_size + 6 * sizes.num_attention_heads * sizes.head_dim
-        wide += 4 * sizes.intermediate_size * max(1, sizes.num_experts_per_tok)
-        return Memory(
-            chunk_tokens,
-            rows_tokens,
-            plans,
-            recompute,
-            {
-                "two layers at a time and the rest" if stream else "weights": weights * element,
-                "hidden states of the base": 0 if recompute else (len(layers) + 1) * state,
-                f"states of {plans} plans": plans * state,
-                "one layer at work": rows_tokens * wide * element,
-                "output head": logits * (4 + 2 * element),
-            },
-        )
+    def setting(chunk_tokens: int, together: int, *, streamed: bool = stream, again: bool = recompute) -> Memory:
+        return _setting(facts, sizes, chunk_tokens, together, element=element, kind=kind, stream=streamed, recompute=again)
 
+    most = min(plans, _MOST_PLANS * (4 if stream else 1))
     chunk = max(longest, _CHUNK_TOKENS.get(kind, _CHUNK_TOKENS["cuda"]) * (8 if stream else 1))
     while True:
-        plans = _MOST_PLANS
-        while plans >= _FEWEST_PLANS:
-            if sum((found := setting(chunk, plans)).needed.values()) <= free:
+        together = most
+        while together:
+            if (found := setting(chunk, together)).total <= free:
                 return found
-            plans //= 2
-        if chunk <= max(longest, 128):
+            together //= 2
+        if chunk <= max(longest, _SMALLEST_CHUNK):
             break
-        chunk = max(longest, chunk // 2, 128)
-    smallest = setting(chunk, _FEWEST_PLANS)
+        chunk = max(longest, chunk // 2, _SMALLEST_CHUNK)
     advice = "take a smaller model, or a machine with more memory"
-    if not stream and sum(fit_stream(facts, sizes, chunk, element).values()) <= free:
+    if not stream and setting(chunk, 1, streamed=True).total <= free:
         advice = "pass --stream, which holds two layers at a time"
-    elif not recompute and sum(smallest.needed.values()) - smallest.needed["hidden states of the base"] <= free:
-        advice = "pass --recompute, which keeps no hidden states of the base and computes them again"
-    raise ResourceError(f"{smallest}, and {format_bytes(free)} are free", where="--memory", next=advice)
+    if not recompute and setting(chunk, 1, again=True).total <= free:
+        advice = "pass --recompute, which keeps no hidden states of the base but computes them again for each group of plans"
+    raise ResourceError(f"a search takes {setting(chunk, 1)}, and {format_bytes(free)} are free", where="--memory", next=advice)
 
 
-def fit_stream(facts: Facts, sizes: Dimensions, chunk: int, element: int) -> dict[str, int]:
-    """The least that a streamed search needs."""
+def _setting(
+    facts: Facts, sizes: Dimensions, chunk: int, plans: int, *, element: int, kind: str, stream: bool, recompute: bool
+) -> Memory:
     layers = [sum(tensor.parameters for tensor in layer) for layer in facts.layers]
     rest = sum(tensor.parameters for tensor in facts.rest)
+    rows = max(chunk, min(_ROWS_TOKENS.get(kind, _ROWS_TOKENS["cuda"]), plans * chunk))
     state = chunk * sizes.hidden_size * element
-    return {"weights": (rest + 2 * max(layers)) * element, "states": (len(layers) + 1 + 2 * _FEWEST_PLANS) * state}
+    # of a layer: input, output and norms; queries, keys, values and their rotations; gate, up and their product
+    wide = 6 * sizes.hidden_size + 6 * sizes.num_attention_heads * sizes.head_dim
+    wide += 4 * sizes.intermediate_size * max(1, sizes.num_experts_per_tok)
+    logits = min(CPU_LOGITS if kind == "cpu" else GPU_LOGITS, rows * sizes.vocab_size)
+    needed = {
+        "weights, of two layers at a time" if stream else "weights": element
+        * (rest + (2 * max(layers) if stream else sum(layers))),
+        "hidden states of the base": 0 if recompute else (len(layers) + 1) * state,
+        # what is computed again waits, too, for the plans that begin with it
+        f"states of {plans} plans at once": (2 if recompute else 1) * plans * state,
+        "one layer at work": rows * wide * element,
+        "output head": logits * (4 + 2 * element),
+    }
+    return Memory(chunk, rows, plans, recompute, needed)

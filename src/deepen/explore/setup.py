@@ -147,6 +147,7 @@ def prepare(settings: Settings) -> Prepared:
         sizes,
         free=int(_FREE * free_bytes(settings.device)) if settings.memory is None else parse_bytes(settings.memory),
         element=_DTYPES[dtype],
+        plans=len(pool) + 1,
         stream=settings.stream,
         recompute=settings.recompute,
         kind=settings.device.partition(":")[0],
@@ -158,7 +159,7 @@ def prepare(settings: Settings) -> Prepared:
 def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
     """Search, score the best again, and say what was found."""
     settings, depth = prepared.settings, prepared.stack.num_hidden_layers
-    say(f"{len(prepared.pool):,} plans; {prepared.memory}")
+    say(f"{len(prepared.pool):,} plans to choose from; the search takes {prepared.memory}")
     network = open_network(prepared)
     first = prepared.search[0][0].rows[0][0]
     network.check_identity(torch.from_numpy(first[None].astype(np.int64)).to(settings.device))
