@@ -327,7 +327,7 @@ def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
         case "explore":
             from deepen.explore import explore
 
-            found = explore(step.source, out=step.out, **step.options)
+            found = explore(step.source, out=step.out, overwrite=not resume, **step.options)
             return {"best": found.plans[0].to_dict() if found.plans else None, "base": dict(found.base)}
         case "merge":
             from deepen.merge import merge

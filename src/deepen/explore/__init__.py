@@ -125,7 +125,7 @@ def explore(
         stream=stream,
         recompute=recompute,
     )
-    with new_folder(out, overwrite=overwrite, resume=True) as folder:
+    with new_folder(out, overwrite=overwrite, resume=not overwrite) as folder:
         prepared = prepare(settings)
         found = run(prepared, folder / _JOURNAL, Path(out))
         if heal is not None and found.plans:
