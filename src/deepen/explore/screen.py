@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -42,9 +42,12 @@ def likeness(known: Sequence[Tensor], asked: Tensor) -> Likeness:
 
     Args:
         known: before layer 0, 1, …, and after the last, each of shape (rows, length, hidden).
-        asked: which places count, shape (rows, length).
+        asked: which places count, shape (rows, length). The first of each row never does: models let it stand for nothing in
+            particular, with states much longer than those of others.
     """
-    states = [state[asked].float() for state in known]
+    asked = asked.clone()
+    asked[:, 0] = False
+    states = [state[asked.to(state.device)].float() for state in known]
     norms = torch.stack([state.norm(dim=-1) for state in states])
     unit = torch.stack([torch.nn.functional.normalize(state, dim=-1) for state in states])
     cosine = torch.einsum("ath,bth->ab", unit, unit) / unit.shape[1]
@@ -58,15 +61,34 @@ def seams(layers: Layers) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Guess:
-    """What a plan is expected to cost, in nats per token: the sum over its seams of how unlike the states there are."""
+    """What plans are expected to cost.
 
-    unlike: Floats
+    A plan that jumps back feeds a layer a state that it was not made for, and the less alike the two states are, the more that
+    costs. The costs of several jumps add up, or nearly. (SmolLM2-135M on WikiText-2: of all 465 blocks run twice, unlikeness
+    and exact cost have a rank correlation of 0.90; of 40 unions of two blocks, the sum of the blocks' exact costs and the
+    union's, 0.86.)
+
+    Attributes:
+        nats: per token for a jump from before layer a to before layer b, shape (layers + 1, layers + 1).
+    """
+
+    nats: Floats
 
     def __call__(self, layers: Layers) -> float:
-        """The expected difference to the base."""
-        return float(sum(self.unlike[seam] for seam in seams(layers)))
+        """The expected difference to the base in nats per token."""
+        return float(sum(self.nats[seam] for seam in seams(layers)))
 
 
-def guess(alike: Likeness) -> Guess:
-    """The guess that a base's hidden states allow."""
-    return Guess(1 - alike.cosine)
+def guess(alike: Likeness, scored: Mapping[tuple[int, int], float]) -> Guess:
+    """What is expected of jumps: exactly what a block with that jump costs if it was scored, else its unlikeness to scale.
+
+    Args:
+        alike: the base's hidden states compared.
+        scored: for jumps the difference to the base of the block that jumps so, in nats per token.
+    """
+    nats = 1 - alike.cosine
+    if scored:
+        nats *= max(0.0, sum(scored.values())) / max(1e-9, sum(float(nats[jump]) for jump in scored))
+    for jump, difference in scored.items():
+        nats[jump] = difference
+    return Guess(nats)

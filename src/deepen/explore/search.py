@@ -14,7 +14,7 @@ from deepen.explore.material import Part
 from deepen.explore.race import RUNGS, Standing, difference, differences, race
 from deepen.explore.results import Candidate, Cell, Interval, Scored
 from deepen.explore.score import Scorer, chunks
-from deepen.explore.screen import Guess, Likeness, guess, likeness
+from deepen.explore.screen import Guess, Likeness, guess, likeness, seams
 from deepen.explore.statistics import Sample, draws, interval, means, ranks
 from deepen.explore.sweep import evaluations
 
@@ -22,6 +22,8 @@ SHARE = 0.12
 """Of the exhaustive search's work, what the screened one may do."""
 MOST_STARTERS = 256
 """Plans that the race begins with at most, but for one of each size."""
+MOST_PROBES = 512
+"""Blocks that are scored to know what the plans are made of, at most."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Found:
         standings: every plan that was scored, best first.
         likeness: of the base's hidden states.
         guess: what the screening expects of a plan.
+        others: blocks that were scored though they are none of the plans, to know what the plans are made of.
     """
 
     standings: list[Standing]
     likeness: Likeness
     guess: Guess
+    others: Sequence[Standing] = ()
 
 
 def search(
@@ -71,13 +75,31 @@ def search(
     first, units = between(0, RUNGS[0])[0]
     chunk = next(chunks(f"search 0:{first}", units, scorer.chunk_tokens))
     alike = scorer.kept(f"likeness {chunk.name}", lambda: likeness(scorer.states(chunk)[0], chunk.labels != IGNORED))
-    expected = guess(alike)
     if exhaustive:
-        entered, rungs, budget = list(pool), [1.0], math.inf
-    else:
-        entered, rungs, budget = starters(pool, expected), _distinct(parts), SHARE * cost(pool, 0, 1)
-    standings = race(entered, score, cost, rungs=rungs, budget=budget, keep=keep, seed=seed)
-    return Found(sorted(standings, key=difference), alike, expected)
+        standings = race(pool, score, cost, rungs=[1.0], budget=math.inf, keep=keep, seed=seed)
+        return Found(sorted(standings, key=difference), alike, guess(alike, _costs(standings)))
+    budget, rungs = SHARE * cost(pool, 0, 1), _distinct(parts)
+    blocks = probes(pool, depth, guess(alike, {}))
+    probed = race(blocks, score, cost, rungs=rungs[:1], budget=budget / 4, keep=keep, seed=seed)
+    budget -= cost([each.candidate for each in probed], 0, rungs[0])
+    expected = guess(alike, _costs(probed))
+    standings = race(starters(pool, expected), score, cost, rungs=rungs, budget=budget, keep=keep, seed=seed)
+    known = {each.candidate.layers for each in standings}
+    others = [each for each in probed if each.candidate.layers not in known]
+    return Found(sorted(standings, key=difference), alike, expected, others)
+
+
+def probes(pool: Sequence[Candidate], depth: int, expected: Guess) -> list[Candidate]:
+    """The blocks that plans of several jumps are made of, each run twice by itself; those that look best, if they are many."""
+    jumps = {jump for each in pool if len(found := seams(each.layers)) > 1 for jump in found}
+    blocks = [Candidate({"repeat": f"{first}:{end}"}, (*range(end), *range(first, depth))) for end, first in sorted(jumps)]
+    return sorted(blocks, key=lambda each: expected(each.layers))[:MOST_PROBES]
+
+
+def _costs(standings: Sequence[Standing]) -> dict[tuple[int, int], float]:
+    """What single jumps cost, as far as they were scored."""
+    jumps = ((seams(each.candidate.layers), difference(each)) for each in standings)
+    return {found[0]: value for found, value in jumps if len(found) == 1}
 
 
 def starters(pool: Sequence[Candidate], expected: Guess) -> list[Candidate]:
@@ -130,7 +152,7 @@ def ranked(plans: Sequence[Scored], samples: Sequence[Sample], seed: int) -> lis
 
 def grid(found: Found, depth: int) -> tuple[Cell, ...]:
     """Every block run twice: its score where there is one, else what is expected."""
-    known: dict[Any, Standing] = {standing.candidate.layers: standing for standing in found.standings}
+    known: dict[Any, Standing] = {standing.candidate.layers: standing for standing in (*found.others, *found.standings)}
     cells = []
     for first in range(depth):
         for end in range(first + 1, depth + 1):
