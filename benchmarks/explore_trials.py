@@ -131,6 +131,7 @@ def main() -> None:
         for seed in SEEDS
     ]  # fmt: skip
     result = summary(races, options, time.monotonic() - begin)
+    options.results.mkdir(parents=True, exist_ok=True)
     for suffix, content in (("json", json.dumps(result, indent=2) + "\n"), ("md", report(result))):
         (options.results / f"explore-trials-{result['date']}.{suffix}").write_text(content)
     print(report(result))
