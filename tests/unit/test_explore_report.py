@@ -22,7 +22,7 @@ from deepen.explore.report import describe, write_report
 from deepen.explore.results import Candidate, Interval, Scored
 from deepen.plan import parse_plan
 from deepen.report.differences import TICKS, colour, difference, place
-from deepen.report.plans import Cell, heatmap
+from deepen.report.plans import Block, heatmap
 from deepen.report.plans_page import plans_page
 from deepen.report.plans_words import command, words
 from trainable import write_checkpoint, write_text
@@ -72,6 +72,15 @@ def test_best_yaml_is_the_best_plan(found, document, place_of_all) -> None:
     assert plan.layers == found.plans[0].candidate.layers
     identity = min(found.plans[0].healed, key=lambda each: each["value"])["start"] == "identity"
     assert bool(plan.identity) == identity == ("identity_init" in document["best"])
+
+
+def test_solars_plan_is_marked_also_beside_a_plan_of_another_size(found, document) -> None:
+    assert document["marks"]["solar"] == [2, 4]  # `--drop 2` of six layers makes eight, as all of these plans do
+    odd = replace(found.plans[0], candidate=Candidate({"repeat": "1:4"}, parse_plan(6, repeat="1:4").layers), healed=())
+    marks = describe(replace(found, plans=(odd,)))["marks"]
+    assert marks["best"] == [1, 4]
+    assert sum(marks["solar"]) == 6
+    assert marks["repeated"] == [1, 2, 3]
 
 
 def test_after_trials_plans_stand_where_they_end(found, document) -> None:
@@ -191,7 +200,7 @@ def pixels(file: Path) -> np.ndarray:
 
 def test_the_map_shows_every_cell_in_its_colour(tmp_path) -> None:
     values = {(0, 1): 3.0, (0, 2): 1.0, (1, 2): 0.1, (0, 3): -0.3, (1, 3): 0.3, (2, 3): 0.03}
-    cells = [Cell(first, end, value, exact=True) for (first, end), value in values.items()]
+    cells = [Block(first, end, value, exact=True) for (first, end), value in values.items()]
     heatmap(tmp_path / "map.png", cells, 3, best=None, solar=None, name="$a_{")
     image = pixels(tmp_path / "map.png")
     amounts = {}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepen.explore.depth import depth_curve
-from deepen.explore.results import Exploration
+from deepen.explore.results import Cell, Exploration
 from deepen.output import write_file
 from deepen.plan import parse_plan
-from deepen.report.plans import BASE, Cell, Curve, Point, front_picture, healing_curves, heatmap, influence_curve
+from deepen.report.plans import BASE, Block, Curve, Point, front_picture, healing_curves, heatmap, influence_curve
 from deepen.report.plans_page import plans_page
 from deepen.report.plans_words import words
 
@@ -41,7 +41,7 @@ def describe(exploration: Exploration) -> dict[str, Any]:
 
     What the search found, and: `curve`, the best plan of each size (see `depth_curve`); `best`, the options of the plan that
     `best.yaml` holds, or None if there is none; and `marks`: the blocks that the best plan and `--drop` of its size repeat, if
-    they repeat one, and the layers that the best one has more than once.
+    they repeat one (else the best `--drop`), and the layers that the best one has more than once.
     """
     plans, depth = exploration.plans, exploration.depth
     found: dict[str, Any] = exploration.to_dict() | {"depth": depth, "curve": depth_curve(plans), "best": None}
@@ -51,14 +51,22 @@ def describe(exploration: Exploration) -> dict[str, Any]:
         ends = sorted(best.healed, key=lambda each: float(each["value"]))
         identity = {"identity_init": True} if ends and ends[0]["start"] == "identity" else {}
         layers = best.candidate.layers
-        even = len(layers) % 2 == 0 and len(layers) <= 2 * depth  # as `--drop` makes them
         marks = {
             "best": _block(best.candidate.options, depth),
-            "solar": _block({"drop": depth - len(layers) // 2}, depth) if even else None,
+            "solar": _solar(exploration.grid, depth, len(layers)),
             "repeated": sorted({layer for layer in layers if layers.count(layer) > 1}),
         }
         found["best"] = dict(best.candidate.options) | identity
     return found | {"marks": marks}
+
+
+def _solar(grid: Sequence[Cell], depth: int, layers: int) -> list[int] | None:
+    """The block that `--drop` repeats, of as many layers as the best plan has; as it makes even numbers only, else its best."""
+    drops = [cell for cell in grid if cell.first + cell.end == depth]
+    if not drops:
+        return None
+    chosen = min(drops, key=lambda cell: (depth + cell.end - cell.first != layers, not cell.exact, cell.difference))
+    return [chosen.first, chosen.end]
 
 
 def _block(options: Mapping[str, Any], depth: int) -> list[int] | None:
@@ -72,7 +80,7 @@ def _block(options: Mapping[str, Any], depth: int) -> list[int] | None:
 
 def _draw(folder: Path, document: Mapping[str, Any]) -> None:
     marks = document["marks"]
-    cells = [Cell(each["first"], each["end"], each["difference"], each["exact"]) for each in document["grid"]]
+    cells = [Block(each["first"], each["end"], each["difference"], each["exact"]) for each in document["grid"]]
     best, solar = (None if marks[name] is None else (marks[name][0], marks[name][1]) for name in ("best", "solar"))
     name = document["model"].rstrip("/").rsplit("/", 1)[-1]
     heatmap(folder / "heatmap.png", cells, document["depth"], best=best, solar=solar, name=name)

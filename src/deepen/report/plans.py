@@ -17,7 +17,7 @@ _INK, _GREY, _GRID, _EMPTY = "#333333", "#8a8a8a", "#e4e4e4", "#f1f1f1"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Block:
     """A contiguous repeat: layers `first` to `end - 1` run twice.
 
     Attributes:
@@ -59,7 +59,7 @@ class Point:
 
 def heatmap(
     file: Path,
-    cells: Sequence[Cell],
+    cells: Sequence[Block],
     layers: int,
     *,
     best: tuple[int, int] | None,
@@ -256,7 +256,7 @@ def _figure(file: Path, size: tuple[float, float]) -> Iterator[Any]:
         figure.savefig(file, format="png")
 
 
-def _fill(cell: Cell) -> str:
+def _fill(cell: Block) -> str:
     return colour(cell.difference) if cell.exact else paler(colour(cell.difference))
 
 
