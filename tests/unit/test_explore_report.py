@@ -83,6 +83,15 @@ def test_solars_plan_is_marked_also_beside_a_plan_of_another_size(found, documen
     assert marks["repeated"] == [1, 2, 3]
 
 
+def test_a_plan_given_up_after_one_window_has_no_interval(found, tmp_path) -> None:
+    unknown = Interval(found.plans[0].score.value, float("nan"), float("nan"))
+    less = Interval(found.plans[0].difference.value, float("nan"), float("nan"))
+    write_report(tmp_path, replace(found, plans=(replace(found.plans[0], score=unknown, difference=less),)))
+    (plan,) = json.loads((tmp_path / "plans.json").read_text())["plans"]
+    assert plan["low"] is plan["difference"]["high"] is None
+    assert "not known" in (tmp_path / "report.html").read_text()
+
+
 def test_after_trials_plans_stand_where_they_end(found, document) -> None:
     healed = [min(each["value"] for each in plan.healed) for plan in found.plans if plan.healed]
     assert len(healed) >= 3

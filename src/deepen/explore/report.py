@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from deepen.output import write_file
 from deepen.plan import parse_plan
 from deepen.report.plans import BASE, Block, Curve, Point, front_picture, healing_curves, heatmap, influence_curve
 from deepen.report.plans_page import plans_page
-from deepen.report.plans_words import words
+from deepen.report.plans_words import ends, words
 
 PLANS_FILE, BEST_FILE, PAGE_FILE = "plans.json", "best.yaml", "report.html"
 
@@ -48,8 +49,8 @@ def describe(exploration: Exploration) -> dict[str, Any]:
     marks: dict[str, Any] = {"best": None, "solar": None, "repeated": []}
     if plans:
         best = plans[0]
-        ends = sorted(best.healed, key=lambda each: float(each["value"]))
-        identity = {"identity_init": True} if ends and ends[0]["start"] == "identity" else {}
+        trials = sorted(best.healed, key=lambda each: float(each["value"]))
+        identity = {"identity_init": True} if trials and trials[0]["start"] == "identity" else {}
         layers = best.candidate.layers
         marks = {
             "best": _block(best.candidate.options, depth),
@@ -57,7 +58,17 @@ def describe(exploration: Exploration) -> dict[str, Any]:
             "repeated": sorted({layer for layer in layers if layers.count(layer) > 1}),
         }
         found["best"] = dict(best.candidate.options) | identity
-    return found | {"marks": marks}
+    described: dict[str, Any] = _known(found | {"marks": marks})
+    return described
+
+
+def _known(value: Any) -> Any:
+    """The same with None for what is not a number: the interval of a plan that was given up after one window."""
+    if isinstance(value, Mapping):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _solar(grid: Sequence[Cell], depth: int, layers: int) -> list[int] | None:
@@ -92,7 +103,7 @@ def _draw(folder: Path, document: Mapping[str, Any]) -> None:
     )
     points = [Point(BASE, 1.0, 0.0, 0.0, 0.0, deepest=False)]
     points += [
-        Point(each["layers"], each["cost"]["flops_ratio"], each["difference"], each["low"], each["high"], each["deepest"])
+        Point(each["layers"], each["cost"]["flops_ratio"], each["difference"], *ends(each), each["deepest"])
         for each in document["curve"]
     ]
     healed: dict[str, list[tuple[float, float]]] = {}

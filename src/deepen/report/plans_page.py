@@ -11,7 +11,7 @@ from deepen.report.page import Html, element, fold, page, section, table
 from deepen.report.plans_charts import Axis, Series, bar_chart, even_ticks, line_chart
 from deepen.report.plans_look import SCRIPT, STYLE
 from deepen.report.plans_map import plans_map
-from deepen.report.plans_words import about_plan, command, data, signed, span, words
+from deepen.report.plans_words import about_plan, command, data, ends, signed, span, words
 from deepen.units import format_bytes, format_count
 
 Document = Mapping[str, Any]
@@ -86,8 +86,8 @@ def _finalists(document: Document) -> Html | None:
         if guarded:
             row.append("" if plan["guard"] is None else signed(plan["guard"]["value"]))
         if healed:
-            ends = {each["start"]: f"{each['value']:.3f}" for each in plan["healed"]}
-            row += [ends.get(start, "") for start in ("copies", "identity")]
+            healing = {each["start"]: f"{each['value']:.3f}" for each in plan["healed"]}
+            row += [healing.get(start, "") for start in ("copies", "identity")]
         rows.append(row)
     caption = (
         "Nats per token; lower is better. A plan that cannot be told apart from the one before it shares its rank. Choose"
@@ -144,7 +144,7 @@ def _depth(document: Document) -> Html | None:
     labels = [
         f"{words(each['options'])}: {signed(each['difference'])}, compute x {each['cost']['flops_ratio']:.2f}" for each in curve
     ]
-    spans = [(each["low"], each["high"]) for each in curve]
+    spans = [ends(each) for each in curve]
     series = [Series("", [(1.0, 0.0), *points], 0, "solid", "none")]
     kinds = ((True, "dot", "no plan that adds as much or more harms less"), (False, "hollow", "a deeper plan harms less"))
     for flag, mark, name in kinds:

@@ -49,8 +49,15 @@ def signed(value: float) -> str:
 
 
 def span(interval: Mapping[str, Any], form: Callable[[float], str] = "{:.3f}".format) -> str:
-    """From where to where something may lie."""
+    """From where to where something may lie; one window of text says nothing about that."""
+    if interval["low"] is None:
+        return "not known"
     return f"{form(interval['low'])} to {form(interval['high'])}"
+
+
+def ends(each: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval of a difference; none where it is not known."""
+    return (each["difference"], each["difference"]) if each["low"] is None else (each["low"], each["high"])
 
 
 def data(name: str, text: str) -> Html:
