@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepen.chat import chat
     from deepen.doctor import doctor
     from deepen.evaluate import evaluate
+    from deepen.explore import explore
     from deepen.export import export
     from deepen.generate import generate
     from deepen.merge import merge
@@ -36,6 +37,7 @@ __all__ = [
     "chat",
     "doctor",
     "evaluate",
+    "explore",
     "export",
     "generate",
     "instruct",
@@ -55,6 +57,7 @@ _HOME = {
     "chat": "deepen.chat",
     "doctor": "deepen.doctor",
     "evaluate": "deepen.evaluate",
+    "explore": "deepen.explore",
     "export": "deepen.export",
     "generate": "deepen.generate",
     "instruct": "deepen.train.instruct",

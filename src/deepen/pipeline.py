@@ -67,11 +67,15 @@ class Step:
     def command(self) -> str:
         """The same as words for a shell."""
         words = ["deepen", self.stage.stage, self.source, *([str(self.out)] if self.stage.makes_model else [])]
+        if self.stage.stage == "explore":
+            words += ["--out", str(self.out)]
         if "models" in self.options:
             words = ["deepen", self.stage.stage, str(self.out), *self.options["models"]]
         for key, value in self.options.items():
             if key == "models":
                 continue
+            if key == "kinds":
+                value = ",".join(value)
             if key == "prompt":
                 words.append(value)
                 continue
@@ -186,7 +190,8 @@ def _plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) 
     words = load_recipe(find_recipe(recipe), set=set)
     folder = Path("runs") / words.name if out is None else Path(out)
     models = {"base": words.base}
-    steps = []
+    steps: list[Step] = []
+    searches: list[str] = []  # stages that leave a folder with a layer plan in it
     for stage in words.stages:
         source, options = models[stage.from_], stage.options()
         for key in _MODELS:
@@ -197,9 +202,16 @@ def _plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) 
                 options[key] = tuple(models.get(model, model) for model in options[key])
         if "models" in options:
             source = options["models"][0]
+        if isinstance(plan := options.get("plan"), Path) and plan.parts[0] in searches:
+            options["plan"] = folder / plan
+            stage = stage.model_copy(update={"plan": options["plan"]})
         is_file = stage.stage == "export" or (source.endswith(".gguf") and options.get("to") is None)
         suffix = "" if not is_file else ".gguf"
-        out = folder / f"{stage.name}{suffix if stage.makes_model else '.json'}"
+        if stage.stage == "explore":
+            searches.append(stage.name)
+        else:
+            suffix = suffix if stage.makes_model else ".json"
+        out = folder / f"{stage.name}{suffix}"
         steps.append(Step(stage, source, out, options))
         models[stage.name] = steps[-1].model
     return words, steps
@@ -221,7 +233,8 @@ def _require_files(recipe: str | Path, words: Recipe, steps: Sequence[Step]) -> 
         problems.append(f"base: there is no {words.base}")
     for step in steps:
         for key, files in step.stage.path_options().items():
-            problems += [f"stage {step.stage.name!r}: {key}: there is no {file}" for file in files if not _is_there(file)]
+            missing = [file for file in files if not (_is_there(file) or _will_be_found(file, steps))]
+            problems += [f"stage {step.stage.name!r}: {key}: there is no {file}" for file in missing]
     made = {step.model for step in steps}
     for step in steps:
         for model in step.options.get("models", ()):
@@ -244,6 +257,11 @@ def _is_there(path: Path) -> bool:
     return path.exists() or any(_matches(word)) or (path.suffix == "" and is_hub_id(word.partition(":")[0]))
 
 
+def _will_be_found(file: Path, steps: Sequence[Step]) -> bool:
+    """Whether it is the plan that a search writes."""
+    return file.name == "best.yaml" and any(step.stage.stage == "explore" and step.out == file.parent for step in steps)
+
+
 def _matches(word: str) -> list[Path]:
     return sorted(map(Path, glob.glob(word, recursive=True))) if glob.has_magic(word) else []  # noqa: PTH207
 
@@ -258,6 +276,8 @@ def _plan_problems(words: Recipe, steps: Sequence[Step]) -> Iterator[str]:
         if depth is not None and isinstance(step.stage, PlannedStage):
             keys = (*PlannedStage.plans, "identity_init")
             chosen = {key: value for key, value in step.options.items() if key in keys}
+            if isinstance(plan := chosen.get("plan"), Path) and not plan.exists() and _will_be_found(plan, steps):
+                continue  # how deep it will be is not known yet, nor for what is made from it
             try:
                 depth = parse_plan(depth, **chosen).num_hidden_layers if chosen else depth
             except DeepenError as error:
@@ -307,6 +327,11 @@ def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
             from deepen.scale import scale
 
             scale(step.source, step.out, **step.options)
+        case "explore":
+            from deepen.explore import explore
+
+            found = explore(step.source, out=step.out, overwrite=not resume, **step.options)
+            return {"best": found.plans[0].to_dict() if found.plans else None, "base": dict(found.base)}
         case "merge":
             from deepen.merge import merge
 

@@ -137,6 +137,20 @@ def test_the_smallest_running_benchmark_runs_and_reports(tmp_path):
     assert all(row["met"] == is_met(row) for row in result["bars"])
 
 
+def test_the_smallest_benchmark_of_healing_trials_runs_and_reports(tmp_path):
+    model = write_checkpoint(tmp_path / "model", num_hidden_layers=4, max_position_embeddings=512)
+    text, other = write_text(tmp_path / "text.txt", 800), write_text(tmp_path / "other.txt", 400, seed=1)
+    words = ["--base", model, "--train", text, "--validation", other, "--steps", 1, "--repeat", "1:3", "0:3"]
+    result = benchmark("explore_trials.py", *words, "--work", tmp_path / "work", results=tmp_path / "results")
+    assert set(result["trials"]) == {"1:3 copies", "0:3 copies"}
+    assert result["tokens"] == 1024
+    first, second = zip(*([end["value"] for end in ends] for ends in result["trials"].values()), strict=True)
+    same = (first[0] < first[1]) == (second[0] < second[1])
+    assert result["spearman"] == pytest.approx(1.0 if same else -1.0)
+    assert result["met"] == same
+    assert first != second  # another data order
+
+
 def is_met(row):
     kind, number = row["bar"].rsplit(" ", 1)
     return row["found"] >= float(number) if kind == "at least" else row["found"] <= float(number)

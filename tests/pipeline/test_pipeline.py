@@ -286,6 +286,32 @@ def test_an_evaluation_compares_with_another_stage(place: Path) -> None:
     assert list(stage["result"]["comparisons"]) == ["base", "runs/compare/scale"]
 
 
+def test_a_search_gives_the_next_stage_its_plan(place: Path) -> None:
+    search = "{stage: explore, name: look, data: train.txt, add: 1, tokens: 1k, window: 32, kinds: [repeat, times]}"
+    scaling = "{stage: scale, plan: look/best.yaml}"
+    judging = "{stage: evaluate, data: held_out.txt, window: 32, tokens: 256}"
+    recipe = Path("search.yaml")
+    recipe.write_text(f"name: search\nbase: base\nstages:\n  - {search}\n  - {scaling}\n  - {judging}\n")
+    planned = [stage["command"] for stage in check("search.yaml")["stages"]]
+    assert "--out runs/search/look" in planned[0]
+    assert "--kinds repeat,times" in planned[0]
+    assert "--plan runs/search/look/best.yaml" in planned[1]
+    report = run("search.yaml")
+    look = report["stages"][0]
+    assert [stage["model"]["layers"] for stage in report["stages"]] == [3, 4, 4]
+    best = json.loads(Path("runs/search/look/plans.json").read_text())["plans"][0]
+    assert look["result"]["best"] == best
+    assert json.loads(Path("runs/search/scale/deepen.json").read_text())["plan"]["layers"] == best["layers"]
+    assert any(picture.endswith("look/heatmap.png") for picture in report["pictures"])
+    assert statuses(run("search.yaml")) == ["done"] * 3
+    with pytest.raises(OutputError, match="'look' was done with other options"):
+        run("search.yaml", set=["look.seed=1"])
+    assert run("search.yaml", set=["look.seed=1"], overwrite=True)["stages"][0]["status"] == "changed"
+    recipe.write_text(recipe.read_text().replace("look/best", "lok/best"))
+    with pytest.raises(RecipeError, match="there is no lok/best"):
+        check("search.yaml")
+
+
 def test_an_instruct_stage(place: Path) -> None:
     chats = [{"instruction": "Speak.", "input": "", "output": "the old river"}] * 12
     (place / "chats.json").write_text(json.dumps(chats))

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from deepen import cli
-from deepen.cli import batch, build, chat, judge, printing, recipes, run_program, train, use
+from deepen.cli import batch, build, chat, explore, judge, printing, recipes, run_program, train, use
 from deepen.errors import CheckpointError, Refuted, StorageError
 from deepen.recipe import STAGES
 from deepen.units import parse_bytes, parse_count
@@ -24,6 +24,7 @@ VERBS = {
     "scale": (build.scale, "deepen.scale", "scale"),
     "verify": (build.verify, "deepen.verify", "verify"),
     "merge": (build.merge, "deepen.merge", "merge"),
+    "explore": (explore.explore, "deepen.explore", "explore"),
     "pretrain": (train.pretrain, "deepen.train.pretrain", "pretrain"),
     "instruct": (train.instruct, "deepen.train.instruct", "instruct"),
     "align": (train.align, "deepen.train.align", "align"),

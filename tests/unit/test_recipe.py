@@ -210,7 +210,8 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: object)
 
 
 def test_every_stage_model_names_its_verb() -> None:
-    assert set(STAGES) == {"scale", "merge", "pretrain", "instruct", "align", "evaluate", "export", "generate"}
+    verbs = {"explore", "scale", "merge", "pretrain", "instruct", "align", "evaluate", "export", "generate"}
+    assert set(STAGES) == verbs
     for verb, model in STAGES.items():
         assert model.__name__.lower() == f"{verb}stage"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 from deepen.data.text import Paths
 from deepen.errors import OptionError
 from deepen.explore.candidates import KINDS
-from deepen.output import check_target, new_folder, write_file
+from deepen.output import check_target, new_folder
 from deepen.progress import say
 
 if TYPE_CHECKING:
     from deepen.explore.results import Exploration
 
 __all__ = ["KINDS", "explore"]
-PLANS_FILE = "plans.json"
-_JOURNAL = "journal.jsonl"
+_JOURNAL, _TRIALS = "journal.jsonl", "trials"
 
 
 def explore(
@@ -37,6 +36,7 @@ def explore(
     objective: str = "perplexity",
     guard: Paths | None = None,
     exhaustive: bool = False,
+    heal: int | None = None,
     template: str | Path = "model",
     seed: int = 0,
     device: str | None = None,
@@ -58,7 +58,7 @@ def explore(
     Args:
         model: a checkpoint folder or a Hub id.
         data: text, chats (the assistant's tokens are scored), or questions with choices; see `objective`.
-        out: the folder to make; `plans.json` in it holds the result.
+        out: the folder to make: `plans.json`, `best.yaml`, `report.html` and pictures; see `write_report`.
         add: how many layers the plans add.
         budget: how much a token may cost, as a multiple of the base's forward pass, such as `"1.3x"`. Without `add` and
             `budget` it is 1.5.
@@ -74,6 +74,8 @@ def explore(
         guard: data on which a plan must not be worse than the base by more than the interval of their difference; plans that
             are, are left out.
         exhaustive: score every plan on all tokens.
+        heal: steps for which the best plans (from plain copies, and from an identity start), `--drop` of their sizes and the
+            base are trained, on the same 1,024 tokens of the data in each step; the ranking is then by where they end.
         template: of chats; see `deepen instruct`.
         seed: of the bootstrap.
         device: the CPU by default.
@@ -93,10 +95,14 @@ def explore(
         ResourceError: it does not fit into memory.
         OutputError: `out` exists, or a half-done search for it was made with other options.
     """
+    from deepen.explore.finals import heal_finalists
+    from deepen.explore.report import write_report
     from deepen.explore.setup import Settings, prepare, run
 
     if keep < 1:
         raise OptionError(f"{keep} plans are none", where="--keep", next="use 1 or more")
+    if heal is not None and heal < 1:
+        raise OptionError(f"{heal} steps heal nothing", where="--heal", next="use 20 or more")
     settings = Settings(
         model=str(model),
         data=_words(data),
@@ -121,10 +127,13 @@ def explore(
     )
     check_target(out, overwrite=overwrite)
     prepared = prepare(settings)
-    with new_folder(out, overwrite=overwrite, resume=True) as folder:
+    with new_folder(out, overwrite=overwrite, resume=not overwrite) as folder:
         found = run(prepared, folder / _JOURNAL, Path(out))
-        write_file(folder / PLANS_FILE, json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
+        if heal is not None and found.plans:
+            found = heal_finalists(found, prepared, steps=heal, folder=folder / _TRIALS)
+        write_report(folder, found)
         (folder / _JOURNAL).unlink()
+        shutil.rmtree(folder / _TRIALS, ignore_errors=True)
     if found.plans:
         best = found.plans[0]
         say(f"Best: {best.candidate.slices}, {best.difference.value:+.4f} nats per token against the base")

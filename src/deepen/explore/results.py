@@ -143,6 +143,7 @@ class Exploration:
             shared states), `naive` (every plan from the start), `held_out`; and the `tokens` and `units` of the search.
         settings: the options that shape the result.
         notes: what the user should know, one sentence each.
+        trials: of healing, as `Trials.to_dict` has them, if there were some; the plans are then in the order of their ends.
     """
 
     model: str
@@ -156,6 +157,7 @@ class Exploration:
     work: Mapping[str, float]
     settings: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    trials: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `plans.json`."""
@@ -167,6 +169,7 @@ class Exploration:
             "candidates": self.candidates,
             "influence": [asdict(each) for each in self.influence],
             "grid": [asdict(each) for each in self.grid],
+            "trials": None if self.trials is None else dict(self.trials),
             "work": dict(self.work),
             "settings": dict(self.settings),
             "notes": list(self.notes),

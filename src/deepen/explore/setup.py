@@ -84,6 +84,7 @@ class Prepared:
         guard: what they must not be worse on.
         memory: what is held at once.
         dtype: what is computed in.
+        read: reads data for an objective, in such windows.
     """
 
     settings: Settings
@@ -96,6 +97,7 @@ class Prepared:
     guard: list[Part]
     memory: Memory
     dtype: str
+    read: Callable[[Sequence[str], str], list[Part]]
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -153,7 +155,7 @@ def prepare(settings: Settings) -> Prepared:
         kind=settings.device.partition(":")[0],
         longest=max(unit.tokens for part in every for unit in part),
     )
-    return Prepared(settings, checkpoint, stack, pool, cost, searched, held_out, guard, memory, dtype)
+    return Prepared(settings, checkpoint, stack, pool, cost, searched, held_out, guard, memory, dtype, read)
 
 
 def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
@@ -215,15 +217,17 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
 
 
 def finalists(best_first: Sequence[Standing], keep: int) -> tuple[list[Standing], list[Standing]]:
-    """The `keep` best, and of the others the best of each size that is not among them."""
-    sizes = {len(standing.candidate.layers) for standing in best_first[:keep]}
-    others = []
+    """The `keep` best with SOLAR's own of their sizes, and the best of each other size."""
+    usual = {len(standing.candidate.layers) for standing in best_first[:keep]}
+    chosen, others, sizes = list(best_first[:keep]), [], set(usual)
     for standing in best_first[keep:]:
         size = len(standing.candidate.layers)
         if size not in sizes:
             others.append(standing)
             sizes.add(size)
-    return list(best_first[:keep]), others
+        elif "drop" in standing.candidate.options and size in usual:
+            chosen.append(standing)
+    return chosen, others
 
 
 def open_network(prepared: Prepared) -> Network:

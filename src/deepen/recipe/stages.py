@@ -111,8 +111,35 @@ class PlannedStage(Stage):
             yield f"needs exactly one of {', '.join(self.plans)}, and has {' and '.join(given) or 'none'}"
 
 
+class ExploreStage(Stage):
+    """`stage: explore`; a `scale` after it takes what it found by `plan: explore/best.yaml`, its name before the slash."""
+
+    makes_model = False
+
+    data: Files
+    add: Count | None = None
+    budget: str | Annotated[float, Field(gt=1)] | None = None
+    kinds: Annotated[tuple[Literal["repeat", "drop", "double", "times", "union"], ...], BeforeValidator(_list)] | None = None
+    tokens: Count | None = None
+    window: Count | None = None
+    held_out: Files | None = None
+    held_out_tokens: Count | None = None
+    keep: Count | None = None
+    objective: Literal["perplexity", "choices", "mixture"] | None = None
+    guard: Files | None = None
+    exhaustive: bool | None = None
+    heal: Count | None = None
+    template: Template | None = None
+    seed: Seed | None = None
+    device: str | None = None
+    dtype: Precision | None = None
+    memory: Bytes | None = None
+    stream: bool | None = None
+    recompute: bool | None = None
+
+
 class ScaleStage(PlannedStage):
-    """`stage: scale`."""
+    """`stage: scale`; its `plan` may be what an `explore` above it has found."""
 
     as_: Literal["llama"] | None = Field(default=None, alias="as")
     max_position_embeddings: Count | None = None
@@ -284,6 +311,7 @@ class GenerateStage(PlannedStage):
 
 
 STAGES: dict[str, type[Stage]] = {
+    "explore": ExploreStage,
     "scale": ScaleStage,
     "merge": MergeStage,
     "pretrain": PretrainStage,

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no network, no script, no font from elsewhere; light and dark; fit for screen readers.
+"""One self-contained HTML page: no network, no script and no font from elsewhere; light and dark; fit for screen readers.
 
 Everything that goes into a page is text and is escaped, unless it is `Html`, which only these functions make. So no model's
 name and no row of a data set can become markup.
@@ -6,6 +6,8 @@ name and no row of a data set can become markup.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -46,29 +48,35 @@ def escape(text: object) -> Html:
     return Html(html.escape(printable(text)))
 
 
-def page(title: str, sections: Iterable[object], *, about: object = None) -> str:
+def page(title: str, sections: Iterable[object], *, about: object = None, style: str = "", script: str = "") -> str:
     """A whole page.
 
     Args:
         title: its heading, and the title of the window.
         sections: what `section` gives, or anything that `element` takes.
         about: a line below the heading.
+        style: further rules.
+        script: runs at the end of the page, which allows no other.
     """
+    policy = _POLICY
+    if script:
+        policy += f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
     body = element(
         "main",
         element("header", element("h1", title), None if about is None else element("p", about, class_="about")),
         *sections,
     )
+    code = element("script", Html(script)) if script else None
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        element("style", Html(_STYLE)),
+        element("style", Html(_STYLE + style)),
     )  # fmt: skip
-    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+    return f"<!doctype html>\n{element('html', head, element('body', body, code), lang='en')}\n"
 
 
 def section(heading: str, *children: object) -> Html:

@@ -83,6 +83,7 @@ class Run:
         precision: what matrices are multiplied in; weights and optimizer are always as the model was loaded.
         energy: joules that all processes have used so far, or None.
         name: `control` for the base that is trained beside; None for the run itself.
+        subject: what the bar on the terminal says.
         begin: the first step. Above 0 a run goes on with the model of the one before, which has measured it there and saved it,
             and with a new optimizer.
         followed: whether another run goes on after the last step.
@@ -102,6 +103,7 @@ class Run:
     enough: Callable[[Mapping[str, float]], bool] = field(default=lambda _: False)
     energy: Callable[[], float | None] = field(default=lambda: None)
     name: str | None = None
+    subject: str = "Training"
     begin: int = 0
     followed: bool = False
 
@@ -205,7 +207,7 @@ class _Log:
 
     def progress(self, step: int) -> Any:
         run = self._run
-        subject = "Training" if run.name is None else f"Training the {run.name}"
+        subject = run.subject if run.name is None else f"{run.subject} the {run.name}"
         return progress(subject, run.tokens(run.steps) - run.tokens(step), "tokens")
 
     def row(self, values: Mapping[str, Any]) -> None:
