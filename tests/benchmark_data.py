@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from exportable import write_checkpoint
 
-WORDS = "the fox dog runs over a lazy brown jumps quick cat on main return 12 7 naive cafe".split()
+WORDS = [*"abcdefgh", "the", "fox", "dog", "lazy", "quick", "cat", "on", "main", "12", "7"]
 
 
 def phrase(rng: random.Random, least: int, most: int) -> str:
@@ -72,7 +72,9 @@ def write_benchmarks(root: Path, subjects: list[str], *, count: int = 7) -> Path
     )
     both = {"train": rows_of("hellaswag", 14, rng), "validation": rows_of("hellaswag", count, rng)}
     write_set(root / "hellaswag", {None: both}, kind="jsonl")
-    write_set(root / "cais_mmlu", {each: {"test": rows_of("mmlu", 3, rng), "dev": rows_of("mmlu", 5, rng)} for each in subjects})
+    write_set(
+        root / "cais_mmlu", {each: {"test": rows_of("mmlu", 3, rng), "dev": rows_of("mmlu", 5, rng)} for each in subjects}
+    )
     write_set(root / "truthful_qa", {"multiple_choice": {"validation": rows_of("truthful_qa", count, rng)}})
     both = {"train": rows_of("winogrande", 9, rng), "validation": rows_of("winogrande", count, rng)}
     write_set(root / "winogrande", {"winogrande_xl": both})
