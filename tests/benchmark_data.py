@@ -12,26 +12,7 @@ from pyarrow import parquet
 
 from exportable import write_checkpoint
 
-WORDS = [
-    "the",
-    "fox",
-    "dog",
-    "runs",
-    "over",
-    "a",
-    "lazy",
-    "brown",
-    "jumps",
-    "quick",
-    "cat",
-    "on",
-    "main",
-    "return",
-    "12",
-    "7",
-    "naive",
-    "cafe",
-]
+WORDS = [*"abcdefgh", "the", "fox", "dog", "lazy", "quick", "cat", "on", "main", "12", "7"]
 
 
 def phrase(rng: random.Random, least: int, most: int) -> str:

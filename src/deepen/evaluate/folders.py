@@ -6,7 +6,6 @@ there by time and size. These sets are small, so they are read each time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -28,9 +27,6 @@ _SPLITS = {
 _SPLIT_NAME = re.compile(rf"(?:^|[-._ ])({'|'.join(_SPLITS)})(?=$|[-._ \d])")
 _KINDS = (".parquet", ".jsonl", ".json", ".csv")
 _HEADER = re.compile(r"---\s*\n(.*?)\n---\s*(?:\n|$)", re.DOTALL)
-
-Files = Mapping[str, Sequence[Path]]
-"""The files of each split."""
 
 
 def split_files(folder: Path, config: str | None) -> dict[str, list[Path]]:
@@ -64,8 +60,8 @@ def split_files(folder: Path, config: str | None) -> dict[str, list[Path]]:
     return found
 
 
-def read_folder(folder: Path, config: str | None, columns: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """The splits of a configuration as `datasets.Dataset`s, and a hash of their files.
+def read_folder(folder: Path, config: str | None, columns: Sequence[str] = ()) -> dict[str, Any]:
+    """The splits of a configuration as `datasets.Dataset`s.
 
     Args:
         folder: the data set.
@@ -77,14 +73,9 @@ def read_folder(folder: Path, config: str | None, columns: Sequence[str] = ()) -
     """
     import datasets
 
-    digest = hashlib.sha256()
     splits = {}
     for split, files in split_files(folder, config).items():
-        tables = []
-        for file in files:
-            digest.update(f"{split} {file.relative_to(folder)}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-            tables.append(_read(file))
+        tables = [_read(file) for file in files]
         rows = datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0]
         if not len(rows):
             raise DataError(f"split {split} has no rows", where=files[0], next="copy the file again")
@@ -96,11 +87,11 @@ def read_folder(folder: Path, config: str | None, columns: Sequence[str] = ()) -
                 next="give the data set in the form that it has on the Hub",
             )
         splits[split] = rows
-    return splits, digest.hexdigest()
+    return splits
 
 
-def read_hub(source: str, config: str | None, arguments: Mapping[str, Any]) -> tuple[Any, str]:
-    """The splits of a data set of the Hub, and what names its content.
+def read_hub(source: str, config: str | None, arguments: Mapping[str, Any]) -> Any:
+    """The splits of a data set of the Hub.
 
     Raises:
         DataError: it is absent or gated, or not here and the Hub is not to be asked.
@@ -119,7 +110,7 @@ def read_hub(source: str, config: str | None, arguments: Mapping[str, Any]) -> t
         advice += ", or log in (hf auth login) if it is gated"
     where = f"{source}, configuration {config}" if config else source
     try:
-        splits = datasets.load_dataset(source, config, **arguments)
+        return datasets.load_dataset(source, config, **arguments)
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         raise DataError(absent, where=where, next=advice) from error
     except Exception as error:
@@ -130,8 +121,6 @@ def read_hub(source: str, config: str | None, arguments: Mapping[str, Any]) -> t
         raise NetworkError(
             f"the data set {source} cannot be had: the Hub failed or the connection broke", where=where, next=advice
         ) from error
-    marks = sorted(f"{name} {rows._fingerprint}" for name, rows in splits.items())
-    return splits, hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 
 def _header(folder: Path) -> list[dict[str, Any]]:

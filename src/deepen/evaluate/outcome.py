@@ -126,8 +126,9 @@ def _item(task: Leaf, leaf: str, sample: Mapping[str, Any], metric: str) -> Item
         scaled = [each / len(choice) for each, choice in zip(likelihoods, choices, strict=True) if choice]
         use = scaled if metric == "acc_norm" and len(scaled) == len(choices) else likelihoods
         facts["answer"] = choices[max(range(len(use)), key=use.__getitem__)]
-        if isinstance(sample["target"], int) and sample["target"] < len(choices):
-            facts["target"] = choices[sample["target"]]
+        gold = asked if isinstance(asked, int) else sample["target"]
+        if isinstance(gold, int) and gold < len(choices):
+            facts["target"] = choices[gold]
     if leaf.startswith("mmlu_"):
         facts["subject"] = leaf.removeprefix("mmlu_")
     facts["doc"] = sample["doc"]

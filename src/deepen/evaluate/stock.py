@@ -46,7 +46,6 @@ class Leaf(ConfigurableTask):  # type: ignore[misc]
         for key in _GROUP_SETTINGS:
             config.pop(key, None)
         self._source, self._place, self._columns = str(config["dataset_path"]), data, columns
-        self.digest = ""
         super().__init__(config=config | {"task": name} | dict(settings))
         self._config.metadata = {**(self._config.metadata or {}), "config_source": str(file)}
 
@@ -54,10 +53,10 @@ class Leaf(ConfigurableTask):  # type: ignore[misc]
         """Read the rows; called by lm-eval."""
         arguments = {key: value for key, value in (dataset_kwargs or {}).items() if key != "trust_remote_code"}
         if self._place is None:
-            self.dataset, self.digest = read_hub(self._source, self.config.dataset_name, arguments)
+            self.dataset = read_hub(self._source, self.config.dataset_name, arguments)
             return
         folder = locate(self._place, self._source)
-        self.dataset, self.digest = read_folder(folder, self.config.dataset_name, self._columns)
+        self.dataset = read_folder(folder, self.config.dataset_name, self._columns)
         self.config.dataset_path = str(folder)
         scored = self.config.test_split or self.config.validation_split
         for split in {scored, self.config.fewshot_split or self.config.training_split or scored}:

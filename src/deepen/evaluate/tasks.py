@@ -105,7 +105,7 @@ def find(name: str) -> Task:
         return Task(name, named, shots, metric, columns, settings)
     file = next((file for file in _candidates(folder, name) if _defines(file, name)), None)
     if file is None:
-        near = difflib.get_close_matches(name, [*SUITES, *_KNOWN, *_file_names(folder)], n=3)
+        near = difflib.get_close_matches(name, [*SUITES, *_KNOWN, *_file_names(folder)], n=3, cutoff=0.5)
         raise OptionError(
             f"no task is called {name!r}" + (f"; near are {', '.join(near)}" if near else ""),
             where="--tasks",
