@@ -334,7 +334,7 @@ def test_min_k_is_high_for_a_model_that_learned_the_rows_and_low_for_its_base(tm
         (tmp_path / "learned" / name).write_bytes((base / name).read_bytes())
     (learned,) = min_k(tmp_path / "learned", base, tmp_path / "b.jsonl", k=20).values()
     (itself,) = min_k(base, base, tmp_path / "b.jsonl", k=20).values()
-    assert (learned.value, learned.n) == (1.0, 4)
+    assert (learned.name, learned.value, learned.n) == ("b_min_k", 1.0, 4)
     assert learned.low is not None
     assert learned.low < 1.0
     assert learned.facts["all_tokens"]["value"] == 1.0

@@ -188,7 +188,14 @@ def _winogender(tasks: Sequence[TaskResult]) -> TaskResult:
         energy_joules=sum(joules) if len(joules) == len(tasks) else None,
     )
     hard = _by(gotcha.items, lambda item: f"gotcha, {item.facts['doc']['gender']}")
-    return _made("winogender", whole, {**groups, "gotcha": gotcha.items, **hard}, {"male_minus_female": gap})
+    made = _made("winogender", whole, {**groups, "gotcha": gotcha.items, **hard}, {"male_minus_female": gap})
+    # the sentence of one pronoun is that of the others too, so that sentences are what was sampled
+    sentences = [[item.score for item in each] for each in _by(items, lambda item: str(_sentence(item))).values()]
+    if len({score for each in sentences for score in each}) == 1:
+        value = mean_interval([each[0] for each in sentences])
+    else:
+        value = ratio_interval([sum(each) for each in sentences], [len(each) for each in sentences])
+    return replace(made, value=value.value, stderr=value.stderr, low=value.low, high=value.high)
 
 
 def _sentence(item: Item) -> tuple[str, str, int]:

@@ -108,9 +108,9 @@ def min_k(
         seed: of the continuations.
 
     Returns:
-        For each benchmark the share of rows that count, with its 95 % interval. Facts: `all_tokens` (the same by all tokens:
-        `value`, `low`, `high`), `score`, `reference_score` and their `score_difference` (`value`, `low`, `high`) as means over
-        the rows in nats per token, `reference`, `k`, `neighbours` and `meaning`.
+        For each benchmark, as `NAME_min_k`, the share of rows that count, with its 95 % interval. Facts: `all_tokens` (the same
+        by all tokens: `value`, `low`, `high`), `score`, `reference_score` and their `score_difference` (`value`, `low`,
+        `high`) as means over the rows in nats per token, `reference`, `k`, `neighbours` and `meaning`.
 
     Raises:
         OptionError: k, the neighbours or the limit out of their ranges; a row is longer than a model's window.
@@ -131,7 +131,8 @@ def min_k(
             for row in rows:
                 verdicts.append(_verdict(row, judge, writer, neighbours, seed))
                 advance(1, name)
-            results[name] = _knowledge(name, verdicts, total, time.monotonic() - start, str(reference), k, neighbours)
+            task = f"{name}_min_k"
+            results[task] = _knowledge(task, verdicts, total, time.monotonic() - start, str(reference), k, neighbours)
     return results
 
 
