@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,7 @@ def _contamination(model: str | Path, job: Job, plan: Mapping[str, Any] | None) 
     reference = job.options.get("reference_model")
     if reference is not None:
         options = {key: job.options[key] for key in ("limit",) if key in job.options}
-        known = min_k(model, reference, benchmarks, plan=plan, **job.where, **options)
-        tasks |= {f"{name}_min_k": replace(task, name=f"{name}_min_k") for name, task in known.items()}
+        tasks |= min_k(model, reference, benchmarks, plan=plan, **job.where, **options)
     return Measured(tasks)
 
 
