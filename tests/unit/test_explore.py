@@ -47,7 +47,7 @@ SEARCH: dict[str, Any] = {"tokens": 2048, "window": 64, "keep": 3}
 
 def test_scores_are_those_of_the_written_models(model: Path, text: Path, tmp_path: Path) -> None:
     found = explore(model, data=text, out=tmp_path / "out", add=2, exhaustive=True, **SEARCH)
-    assert json.loads((tmp_path / "out/plans.json").read_text()) == json.loads(json.dumps(found.to_dict()))
+    assert json.loads((tmp_path / "out/plans.json").read_text()).items() >= json.loads(json.dumps(found.to_dict())).items()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["plans.json"]
     base = evaluate(model, data=text, window=64, tokens=2048).tasks["perplexity"]
     assert found.base["score"] == pytest.approx(base["nats_per_token"], rel=1e-6)
@@ -74,7 +74,8 @@ def test_cost_is_what_plan_says(model: Path, text: Path, tmp_path: Path) -> None
     found = explore(model, data=text, out=tmp_path / "out", budget="1.4x", **SEARCH)
     base = describe(model, layers="0:6")
     assert sorted({plan.cost["added"] for plan in found.plans}) == [1, 2]
-    assert all(plan.held_out is None for plan in found.plans[3:])
+    solars = [plan for plan in found.plans[3:] if "drop" in plan.candidate.options]
+    assert all((plan.held_out is None) == (plan not in solars) for plan in found.plans[3:])
     for plan in found.plans:
         said = describe(model, **plan.candidate.options)
         for name in ("parameters", "flops_per_token", "kv_bytes_per_token"):

@@ -67,9 +67,9 @@ def evaluate(
         int | None, typer.Option(parser=count, metavar="N", help="Only N rows of each task, or windows, evenly spaced.")
     ] = None,
     compare: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(metavar="MODEL", help="Other models on the same rows, without the layer plan; several may follow."),
-    ] = None,
+    ] = [],  # noqa: B006
     reference: Annotated[
         str | None, typer.Option(metavar="solar", help="Put the published rows of SOLAR's Table 2 below.")
     ] = None,
@@ -118,7 +118,7 @@ def evaluate(
 
     named = None if tasks is None else [name for word in tasks for name in word.split(",") if name]
     report = measure(
-        model, data=data, suite=suite, tasks=named, limit=limit, compare=compare or (), reference=reference, window=window,
+        model, data=data, suite=suite, tasks=named, limit=limit, compare=compare, reference=reference, window=window,
         stride=stride, tokens=tokens, benchmarks=None if benchmarks is None else list(benchmarks),
         reference_model=reference_model, batch_size=batch_size, reduce_shots=reduce_shots, engine=engine, out=out,
         overwrite=overwrite, update_card=update_card, **shared,
