@@ -47,8 +47,10 @@ SEARCH: dict[str, Any] = {"tokens": 2048, "window": 64, "keep": 3}
 
 def test_scores_are_those_of_the_written_models(model: Path, text: Path, tmp_path: Path) -> None:
     found = explore(model, data=text, out=tmp_path / "out", add=2, exhaustive=True, **SEARCH)
-    assert json.loads((tmp_path / "out/plans.json").read_text()).items() >= json.loads(json.dumps(found.to_dict())).items()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plans.json"]
+    written = json.loads((tmp_path / "out/plans.json").read_text())
+    assert {key: written[key] for key in found.to_dict()} == json.loads(json.dumps(found.to_dict()))
+    pictures = {"heatmap.png", "influence.png", "front.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plans.json", "best.yaml", "report.html"} | pictures
     base = evaluate(model, data=text, window=64, tokens=2048).tasks["perplexity"]
     assert found.base["score"] == pytest.approx(base["nats_per_token"], rel=1e-6)
     later = tmp_path / "later.txt"  # the held-out text: the next tokens, which are bytes
@@ -74,8 +76,8 @@ def test_cost_is_what_plan_says(model: Path, text: Path, tmp_path: Path) -> None
     found = explore(model, data=text, out=tmp_path / "out", budget="1.4x", **SEARCH)
     base = describe(model, layers="0:6")
     assert sorted({plan.cost["added"] for plan in found.plans}) == [1, 2]
-    solars = [plan for plan in found.plans[3:] if "drop" in plan.candidate.options]
-    assert all((plan.held_out is None) == (plan not in solars) for plan in found.plans[3:])
+    known = [plan for plan in found.plans if plan.held_out is not None]
+    assert len([plan for plan in known if "drop" not in plan.candidate.options]) <= 3 <= len(known)
     for plan in found.plans:
         said = describe(model, **plan.candidate.options)
         for name in ("parameters", "flops_per_token", "kv_bytes_per_token"):
