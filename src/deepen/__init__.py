@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepen.apps.support import support
     from deepen.batch import batch
     from deepen.chat import chat
     from deepen.doctor import doctor
@@ -48,6 +49,7 @@ __all__ = [
     "run",
     "scale",
     "serve",
+    "support",
     "verify",
 ]
 _HOME = {
@@ -68,6 +70,7 @@ _HOME = {
     "run": "deepen.pipeline",
     "scale": "deepen.scale",
     "serve": "deepen.serve",
+    "support": "deepen.apps.support",
     "verify": "deepen.verify",
 }
 
