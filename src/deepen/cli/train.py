@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from deepen.cli import options
 from deepen.cli.options import count
@@ -14,6 +15,7 @@ from deepen.cli.printing import print_json, print_path, print_table, print_train
 _LEARN = "What learns, and how fast"
 _MEASURE = "Measure and compare"
 _RUN = "The run itself"
+_EXCLUDE = "--exclude-benchmarks"
 
 
 def _option(kind: Any, panel: str, help: str, *names: str, metavar: str | None = None) -> Any:  # noqa: A002
@@ -60,11 +62,27 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 }
 
 
+class _Training(TyperCommand):
+    """A command in which several values may follow `--exclude-benchmarks`; they must not be taken for data."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values."""
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word.partition("=")[0]
+            elif option == _EXCLUDE and spread[-1] != _EXCLUDE:
+                spread.append(_EXCLUDE)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     # what follows `--data FILE` without an option of its own is more data
     for verb in (pretrain, instruct, align):
-        app.command(rich_help_panel="Train", context_settings={"allow_extra_args": True})(verb)
+        app.command(rich_help_panel="Train", context_settings={"allow_extra_args": True}, cls=_Training)(verb)
 
 
 def _tell(written: Path, *, json: bool) -> None:
@@ -87,6 +105,12 @@ def _tell(written: Path, *, json: bool) -> None:
 
 Template = Annotated[str, typer.Option(metavar="NAME", help="Chat template: model, solar, chatml or a file.")]
 TooLong = Annotated[str, typer.Option(metavar="WHAT", help="What happens to longer ones: error, truncate or drop.")]
+ExcludeBenchmarks = Annotated[
+    list[str] | None,
+    typer.Option(
+        _EXCLUDE, metavar="NAME|DIR", help="Leave out rows that repeat a benchmark's: gsm8k, h6, a folder; several may follow."
+    ),
+]
 Cap = Annotated[
     list[str] | None, typer.Option(metavar="PATH=N", help="Take only N rows of a file, drawn by the seed; repeatable.")
 ]
@@ -151,6 +175,7 @@ def instruct(
     exclude_tasks: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Leave out rows of this task; solar: those that SOLAR left out.")
     ] = None,
+    exclude_benchmarks: ExcludeBenchmarks = None,
     batch_rows: Annotated[int | None, typer.Option(metavar="N", help="Conversations per step; 8 unless given.")] = None,
     batch_tokens: Annotated[
         int | None,
@@ -172,8 +197,8 @@ def instruct(
     json = shared.pop("json")
     written = train(
         model, out, data=[*data, *context.args], template=template, epochs=epochs, sequence_length=sequence_length,
-        too_long=too_long, cap=cap, exclude_tasks=exclude_tasks, batch_rows=batch_rows, batch_tokens=batch_tokens,
-        packing=packing,
+        too_long=too_long, cap=cap, exclude_tasks=exclude_tasks, exclude_benchmarks=exclude_benchmarks,
+        batch_rows=batch_rows, batch_tokens=batch_tokens, packing=packing,
         validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
     _tell(written, json=json)
@@ -205,6 +230,7 @@ def align(
     ] = 1024,
     too_long: TooLong = "error",
     cap: Cap = None,
+    exclude_benchmarks: ExcludeBenchmarks = None,
     batch_rows: Annotated[int | None, typer.Option(metavar="N", help="Pairs per step; 8 unless given.")] = None,
     batch_tokens: Annotated[
         int | None,
@@ -224,7 +250,7 @@ def align(
     written = train(
         model, out, data=[*data, *context.args], stepwise=stepwise, beta=beta, loss=loss,
         label_smoothing=label_smoothing, sft_weight=sft_weight, template=template, epochs=epochs,
-        sequence_length=sequence_length, too_long=too_long, cap=cap, batch_rows=batch_rows, batch_tokens=batch_tokens,
-        validation=validation, validation_rows=validation_rows, **shared,
+        sequence_length=sequence_length, too_long=too_long, cap=cap, exclude_benchmarks=exclude_benchmarks,
+        batch_rows=batch_rows, batch_tokens=batch_tokens, validation=validation, validation_rows=validation_rows, **shared,
     )  # fmt: skip
     _tell(written, json=json)

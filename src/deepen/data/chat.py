@@ -103,6 +103,11 @@ def read_conversations(
     return [each for conversations in found for each in conversations]
 
 
+def text_of_turns(conversation: Conversation) -> str:
+    """What is said in a conversation, one turn after the other."""
+    return "\n".join(message.content for message in conversation.messages)
+
+
 def _conversation(row: Mapping[str, Any], layout: str, where: str) -> Conversation:
     plain = False
     match layout:

@@ -91,7 +91,7 @@ def _read_file(
     path: Path, layouts: Layouts, read: Callable[[Mapping[str, Any], str, str], _Each | None], reason: str
 ) -> tuple[list[_Each], str]:
     """What was made of a file's rows, and what it was read as."""
-    size, numbered = _open(path)
+    size, numbered = open_rows(path)
     rows: list[_Each] = []
     layout, description, left_out = "", "", 0
     with progress(f"Reading {path.name}", size, "B") as advance:
@@ -120,8 +120,12 @@ def _read_file(
     return rows, f"{layout} {description}; {len(rows) + left_out:,} rows{without}"
 
 
-def _open(path: Path) -> tuple[int, Callable[[Advance], Iterator[tuple[int, Any]]]]:
-    """The size of something in bytes, and what reads its rows, numbered from 1."""
+def open_rows(path: Path) -> tuple[int, Callable[[Advance], Iterator[tuple[int, Any]]]]:
+    """The size of a file or data set in bytes, and what reads its rows, numbered from 1.
+
+    Raises:
+        DataError: it is missing or of no known kind; the reader raises it for what cannot be read.
+    """
     readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     name = hub.parse(str(path)).name
     if hub.is_data_set(Path(name)) or (not path.exists() and path.suffix not in readers and is_hub_id(name)):

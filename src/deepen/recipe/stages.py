@@ -192,6 +192,7 @@ class InstructStage(TrainStage):
     too_long: Literal["error", "truncate", "drop"] | None = None
     cap: Texts | None = None
     exclude_tasks: Texts | None = None
+    exclude_benchmarks: Texts | None = None
     batch_rows: Count | None = None
     packing: bool | None = None
     validation_rows: Count | None = None
@@ -214,6 +215,7 @@ class AlignStage(TrainStage):
     epochs: Rate | None = None
     too_long: Literal["error", "truncate", "drop"] | None = None
     cap: Texts | None = None
+    exclude_benchmarks: Texts | None = None
     batch_rows: Count | None = None
     validation_rows: Count | None = None
 

@@ -10,6 +10,8 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
+from deepen.data.chat import text_of_turns
+from deepen.data.contamination import open_index, without_matches
 from deepen.data.preference import Pair, Preference, encode_preferences, limit_pairs, read_preferences
 from deepen.data.template import find_template
 from deepen.data.text import Paths, check_vocabulary
@@ -43,6 +45,7 @@ def align(
     sequence_length: int = 1024,
     too_long: str = "error",
     cap: Sequence[str] | None = None,
+    exclude_benchmarks: Sequence[str | Path] | None = None,
     batch_rows: int | None = None,
     batch_tokens: str | int | None = None,
     validation: str | Path | None = None,
@@ -75,6 +78,7 @@ def align(
         sequence_length: the longest prompt with an answer, in tokens.
         too_long: what happens to longer ones: `error`, `truncate` or `drop`.
         cap: `PATH=N` takes only N pairs of that file, drawn by the seed.
+        exclude_benchmarks: benchmarks whose rows are left out where pairs repeat them; see `instruct`.
         batch_rows: pairs per step; 8 unless given.
         batch_tokens: the same as the most tokens that a step may read, a multiple of twice the `sequence_length`.
         validation: pairs to measure on; by default some of the data, evenly spread, that are then not learned.
@@ -105,6 +109,7 @@ def align(
         "sequence_length": sequence_length,
         "too_long": too_long,
         "cap": list(cap or ()),
+        "exclude_benchmarks": [str(each) for each in exclude_benchmarks or ()],
         "batch_rows": rows_per_step(batch_rows, batch_tokens, 2 * sequence_length, what="twice the sequence length,"),
         "validation": None if validation is None else str(validation),
         "validation_rows": validation_rows,
@@ -117,7 +122,14 @@ def align(
     def prepare(words: Words, device: torch.device) -> Lesson[PairBatch]:
         check_context(words.config, sequence_length, "--sequence-length")
         jinja = find_template(template, words.tokenizer)
-        chunks, held_out = _chunks(words, jinja, options, data, validation, settled["seed"])
+        sets = read_preferences(data, cap=options["cap"], seed=settled["seed"])
+        excluded: dict[str, int] = {}
+        if options["exclude_benchmarks"]:
+            benchmarks = open_index(options["exclude_benchmarks"])
+            left = [without_matches(each, _text, benchmarks, what="pairs") for each in sets]
+            sets = [each for each, _ in left]
+            excluded = {name: sum(counts[name] for _, counts in left) for name in benchmarks.rows}
+        chunks, held_out = _chunks(words, jinja, options, sets, validation)
         rows = [row for pair in (*held_out, *(pair for chunk in chunks for pair in chunk.pairs)) for row in pair.rows]
         check_vocabulary(np.concatenate([each for row in rows for each in (row.tokens, row.labels)]), words.vocabulary)
         course = Course(chunks, held_out, objective, options, settled, device)
@@ -134,7 +146,11 @@ def align(
             length=2 * sequence_length,
             packed=True,
             curve=CURVE_FILE,
-            results={"pairs": sum(len(chunk.pairs) for chunk in chunks), "held_out_pairs": len(held_out)},
+            results={
+                "pairs": sum(len(chunk.pairs) for chunk in chunks),
+                "held_out_pairs": len(held_out),
+                "excluded_benchmark_rows": excluded,
+            },
             files={TEMPLATE_FILE: jinja},
             account=lambda name, subject, rows, control, _: _account(course.table, name, subject, rows, control),
             has_level=False,
@@ -144,7 +160,11 @@ def align(
 
 
 def _chunks(
-    words: Words, template: str, options: dict[str, Any], data: Paths, validation: str | Path | None, seed: int
+    words: Words,
+    template: str,
+    options: dict[str, Any],
+    read: Sequence[Sequence[Preference]],
+    validation: str | Path | None,
 ) -> tuple[list[Chunk], list[Pair]]:
     """The pairs of each step, and those to measure on."""
 
@@ -152,14 +172,14 @@ def _chunks(
         pairs = encode_preferences(preferences, words.tokenizer, template, ends=words.ends)
         return limit_pairs(pairs, options["sequence_length"], too_long=options["too_long"])
 
-    sets = list(map(encode, read_preferences(data, cap=options["cap"], seed=seed)))
+    sets = list(map(encode, read))
     numbered = [(number, pair) for number, pairs in enumerate(sets) for pair in pairs]
     if validation is None:
         numbered, measured = split(numbered, options["validation_rows"], what="pair")
         held_out = [pair for _, pair in measured]
     else:
-        read = [preference for each in read_preferences(validation) for preference in each]
-        held_out = encode(spread(read, options["validation_rows"])[1])
+        others = [preference for each in read_preferences(validation) for preference in each]
+        held_out = encode(spread(others, options["validation_rows"])[1])
     chunks = [
         Chunk(name, [pair for number, pair in numbered if number == wanted]) for wanted, name in enumerate(options["data"])
     ]
@@ -173,6 +193,10 @@ def _chunks(
     if not options["stepwise"]:
         chunks = [Chunk(" + ".join(chunk.data for chunk in chunks), [pair for chunk in chunks for pair in chunk.pairs])]
     return chunks, held_out
+
+
+def _text(preference: Preference) -> str:
+    return "\n".join(map(text_of_turns, (preference.chosen, preference.rejected)))
 
 
 def _account(table: Sequence[Mapping[str, Any]], name: str, subject: str, rows: Rows, control: Rows) -> Account:

@@ -10,7 +10,8 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from deepen.data.chat import Conversation, read_conversations
+from deepen.data.chat import Conversation, read_conversations, text_of_turns
+from deepen.data.contamination import open_index, without_matches
 from deepen.data.template import Row, encode_conversations, find_template, limit_rows
 from deepen.data.text import Paths, check_vocabulary
 from deepen.likelihood import check_context
@@ -37,6 +38,7 @@ def instruct(
     too_long: str = "error",
     cap: Sequence[str] | None = None,
     exclude_tasks: Sequence[str] | None = None,
+    exclude_benchmarks: Sequence[str | Path] | None = None,
     batch_rows: int | None = None,
     batch_tokens: str | int | None = None,
     packing: bool = False,
@@ -60,6 +62,8 @@ def instruct(
         too_long: what happens to longer ones: `error`, `truncate` or `drop`.
         cap: `PATH=N` takes only N rows of that file, drawn by the seed.
         exclude_tasks: names of tasks whose rows are left out; `solar` for those that SOLAR left out.
+        exclude_benchmarks: benchmarks whose rows are left out where conversations repeat them, by name (`h6`, `gsm8k`) or as
+            folders or files; see `deepen.data.benchmarks.read_benchmarks` and `deepen.data.contamination`.
         batch_rows: conversations per step; 8 unless given.
         batch_tokens: the same as the most tokens that a step may read, a multiple of `sequence_length`.
         packing: lay the conversations of a step one after the other into rows of `sequence_length` instead of padding them;
@@ -87,6 +91,7 @@ def instruct(
         "too_long": too_long,
         "cap": list(cap or ()),
         "exclude_tasks": list(exclude_tasks or ()),
+        "exclude_benchmarks": [str(each) for each in exclude_benchmarks or ()],
         "batch_rows": rows_per_step(batch_rows, batch_tokens, sequence_length),
         "packing": packing,
         "validation": None if validation is None else str(validation),
@@ -98,6 +103,10 @@ def instruct(
         conversations = read_conversations(
             data, cap=options["cap"], seed=settled["seed"], exclude_tasks=options["exclude_tasks"]
         )
+        excluded: dict[str, int] = {}
+        if options["exclude_benchmarks"]:
+            benchmarks = open_index(options["exclude_benchmarks"])
+            conversations, excluded = without_matches(conversations, text_of_turns, benchmarks, what="conversations")
         measured = None if validation is None else read_conversations(validation)
         check_context(words.config, sequence_length, "--sequence-length")
         jinja = find_template(template, words.tokenizer)
@@ -135,6 +144,7 @@ def instruct(
                 "conversations": len(rows),
                 "learned_tokens": sum(row.terms for row in rows),
                 "held_out_conversations": len(held_out),
+                "excluded_benchmark_rows": excluded,
             },
             files={TEMPLATE_FILE: jinja},
         )
