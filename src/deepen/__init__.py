@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deepen.plan import Plan, plan
     from deepen.scale import scale
     from deepen.serve import serve
+    from deepen.synthesize import Synthesis, synthesize
     from deepen.train.align import align
     from deepen.train.instruct import instruct
     from deepen.train.pretrain import pretrain
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Plan",
+    "Synthesis",
     "align",
     "batch",
     "chat",
@@ -46,10 +48,12 @@ __all__ = [
     "run",
     "scale",
     "serve",
+    "synthesize",
     "verify",
 ]
 _HOME = {
     "Plan": "deepen.plan",
+    "Synthesis": "deepen.synthesize",
     "align": "deepen.train.align",
     "batch": "deepen.batch",
     "chat": "deepen.chat",
@@ -65,6 +69,7 @@ _HOME = {
     "run": "deepen.pipeline",
     "scale": "deepen.scale",
     "serve": "deepen.serve",
+    "synthesize": "deepen.synthesize",
     "verify": "deepen.verify",
 }
 
