@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -73,7 +74,8 @@ class Endpoint(http.server.ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def handle_error(self, request, client_address):
-        pass  # a client that was killed
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that was killed
+            super().handle_error(request, client_address)
 
     def __enter__(self):
         return self
@@ -111,9 +113,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 server.faults[fault] += 1
                 return self._fail(fault)
             said = server.say(prompt)
-            choice = (
-                said if isinstance(said, dict) else {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-            )
+            if not isinstance(said, dict):
+                said = {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
             usage = {"usage": {"prompt_tokens": 10, "completion_tokens": 5}} if server.usage else {}
             with server.lock:
                 server.answered[prompt, body["seed"]] += 1

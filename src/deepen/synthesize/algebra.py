@@ -18,7 +18,7 @@ _PIECE = re.compile(
     rf"\s*(?:(?P<number>(?:{NUMBER})(?:[eE][+-]?\d+)?(?!\.?\d))|(?P<name>\\?[a-zA-Z]+|[π∞])|(?P<mark>[-+*/^(){{}}\[\]]))"
 )
 _MIXED = re.compile(r"\s*([+-]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)\s*")
-_LONGEST, _MOST_TERMS, _MOST_DIGITS, _MOST_POWER = 400, 100, 400, 200
+_LONGEST, _MOST_NESTED, _MOST_TERMS, _MOST_DIGITS, _MOST_POWER = 400, 60, 100, 400, 200
 _LARGEST_ROOT = 10**10  # so that finding its primes takes no time
 _ONE: Form = frozenset({((), Fraction(1))})
 
@@ -33,7 +33,7 @@ def read_form(text: str) -> Form:
     Raises:
         Unreadable: it has none.
     """
-    if len(text) > _LONGEST:
+    if len(text) > _LONGEST or sum(map(text.count, "([{-+")) > _MOST_NESTED:
         raise Unreadable(text)
     if mixed := _MIXED.fullmatch(text):  # 3 1/2
         sign, whole, above, below = mixed.groups()

@@ -47,7 +47,6 @@ class Cache:
         self._file = path.open("r+b")
         self._places: dict[str, tuple[int, int]] = {}
         self._size = 0
-        self._read()
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -70,6 +69,15 @@ class Cache:
         os.fsync(self._file.fileno())
         self._note(key, row)
 
+    def open(self) -> None:
+        """Lock the file and find what is in it; see `open_cache`."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = "another run uses these answers"
+            raise OutputError(message, where=self._path, next="wait for it, or name another --cache") from error
+        self._read()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -85,7 +93,7 @@ class Cache:
                 content = json.loads(row)
                 key, _ = content["key"], Answer(**{name: value for name, value in content.items() if name != "key"})
             except (ValueError, TypeError, KeyError) as error:
-                if self._file.read(1):
+                if self._file.read(1) or not (self._size or row.startswith((b'{"key"', b"\0"))):
                     raise DataError(
                         "not an answer as it is kept here", where=f"{self._path}, row {number}", next="name another file"
                     ) from error
@@ -110,12 +118,8 @@ def open_cache(path: Path) -> Iterator[Cache]:
         path.touch()
         cache = Cache(path)
     try:
-        try:
-            fcntl.flock(cache._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                "another run uses these answers", where=path, next="wait for it, or name another --cache"
-            ) from error
+        with storage_errors(path):
+            cache.open()
         yield cache
     finally:
         cache.close()

@@ -7,12 +7,13 @@ different; 50% is 0.5, and also the 50 of an answer that leaves the sign out. 0.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
 from deepen.synthesize.algebra import NUMBER, Form, Unreadable, rational, read_form, scaled
 
-_LONGEST = 400
+_LONGEST, _MOST_NESTED = 400, 60
 _MARKERS = re.compile(
     r"(?P<hashes>####)|(?P<boxed>\\(?:boxed|fbox)\s*(?=\{))|(?P<told>\banswer\b\s*(?:\**|_*)\s*(?:(?:is|are)\b\s*:?|[:=])\s*(?:\**|_*))",
     re.IGNORECASE,
@@ -54,6 +55,7 @@ _COMMANDS = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "infty": "∞", "pi": "π", "times": "*", "cdot": "*", "div": "/",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(dfrac|tfrac|cfrac|infty|pi|times|cdot|div)(?![a-zA-Z])")
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # one half and the like
 _OPEN, _CLOSE = "([{⟨", ")]}⟩"
 
 
@@ -126,7 +128,8 @@ def read_value(text: str) -> Value:
     if named := _NAMED.match(text):
         rest = text[named.end() :]
         text = rest if _is_bracketed(rest) or len(_split(rest, thousands=True)) == 1 else text
-    return _list(text) or _single(text)
+    nested = sum(map(text.count, _OPEN)) > _MOST_NESTED
+    return (None if nested else _list(text)) or _single(text)
 
 
 def _only_number(text: str) -> str | None:
@@ -151,7 +154,7 @@ def _in_braces(text: str) -> str | None:
 
 def _plain(text: str) -> str:
     """The text in one spelling: without marks around it, LaTeX's spacing and its second names for things."""
-    text = _strip(text.translate(_CHARACTERS))
+    text = _strip(_VULGAR.sub(lambda one: f" {unicodedata.normalize('NFKC', one[0])}", text).translate(_CHARACTERS))
     if boxed := re.fullmatch(r"\\(?:boxed|fbox)\s*(\{.*\})", text, re.DOTALL):
         text = _strip(_in_braces(boxed[1]) or "")
     text = text.replace(r"\{", "⟨").replace(r"\}", "⟩").replace(r"\%", "%").replace(r"\$", "$").replace("{,}", ",")
