@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,11 +63,11 @@ def by_kind(results: Sequence[Result], kinds: Sequence[str]) -> dict[str, dict[s
 
 
 def samples_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Twenty results, half of them kept where there are as many, spread evenly over each half."""
+    """Twenty results, half of them kept where there are as many."""
     kept = [result for result in results if result.kept]
     refused = [result for result in results if not result.kept]
     of_kept = min(len(kept), max(SAMPLES // 2, SAMPLES - len(refused)))
-    chosen = _spread(kept, of_kept) + _spread(refused, SAMPLES - of_kept)
+    chosen = _draw(kept, of_kept) + _draw(refused, SAMPLES - of_kept)
     return [
         {
             "kept": result.kept,
@@ -117,9 +118,14 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(results: Sequence[Result], count: int) -> list[Result]:
-    count = min(count, len(results))
-    return [results[place * len(results) // count] for place in range(count)]
+def _draw(results: Sequence[Result], count: int) -> list[Result]:
+    """Some results, drawn by a hash: every kind has its chance, and a run that is continued draws the same."""
+
+    def rank(place: int) -> bytes:
+        task = results[place].task
+        return hashlib.sha256(f"{task.seed.hash}\0{task.kind}\0{task.drawing.sample}".encode()).digest()
+
+    return [results[place] for place in sorted(sorted(range(len(results)), key=rank)[:count])]
 
 
 def _block(title: str, text: str) -> list[str]:

@@ -55,6 +55,7 @@ _COMMANDS = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "infty": "∞", "pi": "π", "times": "*", "cdot": "*", "div": "/",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\(dfrac|tfrac|cfrac|infty|pi|times|cdot|div)(?![a-zA-Z])")
+_DELIMITED = re.compile(r"^\$([^$]+)\$|\\[()\[\]]")  # $5$ apples
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # one half and the like
 _OPEN, _CLOSE = "([{⟨", ")]}⟩"
 
@@ -157,6 +158,7 @@ def _plain(text: str) -> str:
     text = _strip(_VULGAR.sub(lambda one: f" {unicodedata.normalize('NFKC', one[0])}", text).translate(_CHARACTERS))
     if boxed := re.fullmatch(r"\\(?:boxed|fbox)\s*(\{.*\})", text, re.DOTALL):
         text = _strip(_in_braces(boxed[1]) or "")
+    text = _DELIMITED.sub(r"\1", text)
     text = text.replace(r"\{", "⟨").replace(r"\}", "⟩").replace(r"\%", "%").replace(r"\$", "$").replace("{,}", ",")
     text = _TEXT.sub(r" \1 ", _DEGREES.sub(" degrees", _SPACING.sub(" ", text)))
     text = _COMMAND.sub(lambda command: _COMMANDS[command[1]], text)
