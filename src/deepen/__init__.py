@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deepen.plan import Plan, plan
     from deepen.scale import scale
     from deepen.serve import serve
+    from deepen.synthesize import Synthesis, synthesize
     from deepen.train.align import align
     from deepen.train.instruct import instruct
     from deepen.train.pretrain import pretrain
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Plan",
+    "Synthesis",
     "align",
     "batch",
     "chat",
@@ -50,10 +52,12 @@ __all__ = [
     "scale",
     "serve",
     "support",
+    "synthesize",
     "verify",
 ]
 _HOME = {
     "Plan": "deepen.plan",
+    "Synthesis": "deepen.synthesize",
     "align": "deepen.train.align",
     "batch": "deepen.batch",
     "chat": "deepen.chat",
@@ -71,6 +75,7 @@ _HOME = {
     "scale": "deepen.scale",
     "serve": "deepen.serve",
     "support": "deepen.apps.support",
+    "synthesize": "deepen.synthesize",
     "verify": "deepen.verify",
 }
 

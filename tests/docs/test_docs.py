@@ -26,8 +26,8 @@ def test_the_command_line_page_is_what_the_program_says() -> None:
 
 
 def test_the_verbs_are_those_of_this_version() -> None:
-    verbs = "plan doctor scale verify merge explore pretrain instruct align evaluate generate chat serve"
-    verbs += " batch export run check recipes"
+    verbs = "plan doctor scale verify merge explore pretrain instruct align synthesize evaluate generate chat serve"
+    verbs += " batch export support run check recipes"
     assert list(COMMANDS) == verbs.split()
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from deepen.cli import apps, build, explore, judge, recipes, train, use
+from deepen.cli import apps, build, explore, judge, recipes, synthesize, train, use
 from deepen.errors import DeepenError, printable
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for _group in (build, explore, train, judge, use, apps, recipes):
+for _group in (build, explore, train, synthesize, judge, use, apps, recipes):
     _group.register(app)
 
 

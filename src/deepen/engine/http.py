@@ -13,11 +13,17 @@ _SECONDS = 600.0
 
 
 class Refusal(Exception):
-    """The server answered with an error; not for users, but for the engine that asked."""
+    """The server answered with an error; not for users, but for the engine that asked.
 
-    def __init__(self, status: int, message: str) -> None:
+    Args:
+        status: of the answer.
+        message: what it says.
+        retry_after: its header of this name.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: str | None = None) -> None:
         super().__init__(f"HTTP {status}: {message}")
-        self.status, self.message = status, message
+        self.status, self.message, self.retry_after = status, message, retry_after
 
 
 @contextmanager
@@ -51,7 +57,7 @@ def response(
         connection.request(method, address.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
         reply = connection.getresponse()
         if reply.status != http.HTTPStatus.OK:
-            raise Refusal(reply.status, _message(reply.read(1 << 16)))
+            raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
         yield reply
     finally:
         connection.close()
