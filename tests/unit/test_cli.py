@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from deepen import cli
-from deepen.cli import batch, build, chat, judge, printing, recipes, run_program, train, use
+from deepen.cli import apps, batch, build, chat, judge, printing, recipes, run_program, train, use
 from deepen.errors import CheckpointError, Refuted, StorageError
 from deepen.recipe import STAGES
 from deepen.units import parse_bytes, parse_count
@@ -32,6 +32,7 @@ VERBS = {
     "batch": (batch.batch, "deepen.batch", "batch"),
     "chat": (chat.chat, "deepen.chat", "chat"),
     "export": (use.export, "deepen.export", "export"),
+    "support": (apps.support, "deepen.apps.support", "support"),
     "run": (recipes.run, "deepen.pipeline", "run"),
     "check": (recipes.check, "deepen.pipeline", "check"),
 }

@@ -8,7 +8,6 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -138,11 +137,10 @@ def notebook_text(text: str) -> str:
         Unreadable: it is no notebook.
     """
     try:
-        cells = json.loads(text)["cells"]
-        parts = [(cell["cell_type"], cell["source"]) for cell in cells]
-        texts = [(kind, source if isinstance(source, str) else "".join(source)) for kind, source in parts]
+        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(text)["cells"]]
+        if not all(isinstance(source, str | list) for _, source in cells):
+            raise TypeError
+        texts = [(kind, source if isinstance(source, str) else "".join(source)) for kind, source in cells]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Unreadable("not a notebook") from None
-    with suppress(ValueError):
-        return "\n\n".join(f"```\n{source}\n```" if kind == "code" else source for kind, source in texts) + "\n"
-    raise Unreadable("not a notebook")
+    return "\n\n".join(f"```\n{source}\n```" if kind == "code" else source for kind, source in texts) + "\n"
