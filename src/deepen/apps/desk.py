@@ -220,20 +220,20 @@ class Desk:
             for last in chunks:
                 yield last.text
 
-        def show(sentence: str) -> None:
+        def show(sentence: str, before: str) -> None:
             if checked := checker.check(sentence):
-                space = ("\n" if is_bullet(sentence) else " ") if checker.told else ""
-                tell(space + checked)
+                space = "\n" if is_bullet(sentence) or before.endswith("\n") else " "
+                tell(space + checked if checker.told else checked)
                 checker.told = True
 
-        held = ""
+        held = before = ""
         with closing(self._engine.stream(prompt, **self._sampling)) as chunks:
             for sentence in sentences(texts(chunks)):
-                show(held)
-                held = sentence
+                show(held, before)
+                held, before = sentence, held
         # a last sentence that the limit cut is left out, unless it is all there is
         if last.finish_reason != "length" or not checker.told:
-            show(held)
+            show(held, before)
         if not checker.told and not checker.denied:
             tell(checker.quote(question_parts(self.knowledge, question, self._alike)))
         return checker.cited, last.completion_tokens

@@ -100,7 +100,7 @@ class Update:
 
 
 class Knowledge:
-    """A file with the passages of documents; several programs may use it at once.
+    """A file with the passages of documents; several programs may use it at once, but not several threads.
 
     Raises:
         OutputError: the file cannot be written, or is something else.
@@ -113,8 +113,8 @@ class Knowledge:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)
         with self._errors():
-            self._database = sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, isolation_level=None)
-            self._scratch = sqlite3.connect(":memory:", isolation_level=None)
+            self._database = sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
+            self._scratch = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             self._scratch.execute(f"CREATE VIRTUAL TABLE words USING fts5 (body, {_TOKENIZER})")
             self._scratch.execute("CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, instance)")
             with self._transaction():
