@@ -26,7 +26,8 @@ def test_the_command_line_page_is_what_the_program_says() -> None:
 
 
 def test_the_verbs_are_those_of_this_version() -> None:
-    verbs = "plan doctor scale verify merge pretrain instruct align evaluate generate chat serve batch export run check recipes"
+    verbs = "plan doctor scale verify merge pretrain instruct align evaluate generate chat serve batch export support run check"
+    verbs += " recipes"
     assert list(COMMANDS) == verbs.split()
 
 

@@ -120,7 +120,9 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
     takes = arguments(function)
     plan_options = {"drop", "layers", "repeat", "expand", "plan", "identity_init"} if verb == "plan" else set()
     for option, parameter in inspect.signature(command).parameters.items():
-        if option in {"json", "context", "file", "show_prompt"} or (verb == "plan" and option in {"output", "overwrite"}):
+        if option in {"json", "context", "file", "show_prompt", "explain"} or (
+            verb == "plan" and option in {"output", "overwrite"}
+        ):
             continue
         assert option in takes or option in plan_options
         if option not in takes or parameter.default is inspect.Parameter.empty:

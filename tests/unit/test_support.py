@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import deepen
+from deepen.apps import knowledge
 from deepen.apps.alike import open_alike
 from deepen.apps.desk import HANDOVER, UNKNOWN, Desk
 from deepen.apps.documents import find_documents
@@ -374,8 +375,8 @@ def test_unchanged_files_are_not_opened_and_changed_ones_are_read_again(docs, tm
     with Knowledge(tmp_path / "i.sqlite") as base:
         assert (base.update(find_documents([docs])).read, base.size) == (4, 4)
         opened = []
-        original = Path.read_bytes
-        monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or original(path))
+        original = knowledge.source_bytes
+        monkeypatch.setattr(knowledge, "source_bytes", lambda source: opened.append(source.name) or original(source))
         assert base.update(find_documents([docs])).read == 0
         assert opened == []
         os.utime(docs / "opening.txt", ns=(1, 1))  # touched, but the same bytes
@@ -429,6 +430,24 @@ def test_a_file_of_something_else_is_not_written_over(docs, tmp_path):
     with pytest.raises(OutputError, match="not an index"):
         Knowledge(other)
     assert text.read_text().startswith("my notes")
+
+
+def test_a_document_may_come_through_stdin(speaker):
+    speaker.says = "Tea is brewed for four minutes."
+    command = [sys.executable, "-m", "deepen", "support", "speaker", "--engine", speaker.url, "--docs", "-"]
+    text = "# Tea\n\nTea is brewed for four minutes at 95 degrees.\n"
+    done = subprocess.run([*command, "How long is tea brewed?"], input=text, capture_output=True, text=True, check=True)
+    assert done.stdout == "Tea is brewed for four minutes. [S1]\n  [S1] stdin:1  Tea\n"
+    none = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert none.returncode == 2
+    assert "not both" in none.stderr
+
+
+def test_a_huge_file_is_not_read_whole(docs, tmp_path):
+    with (docs / "huge.md").open("wb") as file:
+        file.truncate(40 << 30)
+    with Knowledge(tmp_path / "i.sqlite") as base:
+        assert dict(base.update(find_documents([docs])).skipped)["huge.md"] == "larger than 64 MB"
 
 
 def test_nothing_is_written_among_the_documents(speaker, docs):

@@ -7,7 +7,6 @@ of the passage is about these words. Words that a language model's embeddings ho
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ _LIGHT = 0.3  # what an everyday word weighs, against what its rarity says
 _NAME = 1.5  # what a name weighs
 _SATURATION, _LENGTH = 1.2, 0.75  # k1 and b of BM25
 _TITLE = 2.0  # a word in a heading counts so many times
-_OTHERS = 300  # passages that are thought to be there besides, so that a few tell rare words from others too
 _USUAL_WORDS = 110  # of a passage
 _NEARLY = 0.9  # of the best passage's weight: nearly as good
 
@@ -167,7 +165,7 @@ def question_parts(knowledge: Knowledge, question: str, alike: Alike | None) -> 
     count = knowledge.frequencies([*found, *(stem for each in near.values() for stem in each)])
     parts = []
     for stem, word in found.items():
-        weight = math.log((knowledge.size + _OTHERS) / (count[stem] + 1))
+        weight = knowledge.rarity(count[stem])
         weight *= _LIGHT if word in _EVERYDAY else _NAME if stem in names else 1.0
         parts.append(Part(stem, word, weight, {each: cosine for each, cosine in near.get(stem, {}).items() if count[each]}))
     return parts

@@ -60,7 +60,7 @@ def support(
     Args:
         model: a checkpoint folder, a Hub id or a GGUF file; a model's name there if `engine` is a URL.
         question: in plain words.
-        docs: folders and files: .md, .txt, .rst, .html, .ipynb, .pdf.
+        docs: folders and files: .md, .txt, .rst, .html, .ipynb, .pdf; `-` is stdin.
         index: the SQLite file; in `$DEEPEN_CACHE` (or `deepen` in the user's cache), by the names of `docs`, unless given.
         passages: how many passages the model is given.
         handover: what is said after "I do not know".

@@ -57,6 +57,10 @@ def support(
 
     if question is not None:
         check_question(question)
+    if question is None and Path("-") in docs:
+        raise OptionError(
+            "stdin gives a document or questions, not both", where="--docs", next="write the question on the command line"
+        )
     if question is None and sys.stdin is None:
         raise OptionError("there is nothing to read questions from", where="stdin", next="write the question")
     settings: dict[str, Any] = {

@@ -12,11 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from deepen.apps.documents.find import Source
+from deepen.apps.documents.find import LARGEST, Source
 from deepen.apps.documents.passages import Document, make_document
-
-LARGEST = 64 << 20
-"""Bytes of a file, and characters of what comes out of it, at most."""
 
 SECONDS = 20.0
 """A file is parsed in this time or not at all."""
@@ -114,6 +111,14 @@ class Reader:
             if not pieces[-1]:
                 break
         return b"".join(pieces)
+
+
+def source_bytes(source: Source) -> bytes:
+    """The bytes of a document; of one that is too large only so many that this is seen."""
+    if source.data is not None:
+        return source.data
+    with source.path.open("rb") as file:
+        return file.read(LARGEST + 1)
 
 
 def decode(data: bytes) -> str:
