@@ -162,6 +162,7 @@ def test_without_a_models_words_the_same_holds(handbooks):
     assert right >= 18
 
 
+@pytest.mark.slow
 def test_smollm2_answers_with_labels_that_were_supplied(handbooks, smollm2, tmp_path):
     pytest.importorskip("xllamacpp")
     desk = open_desk(smollm2, docs=[DATA / "letsencrypt"], index=tmp_path / "i.sqlite", max_new_tokens=60, context=4096)
