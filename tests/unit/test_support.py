@@ -155,6 +155,13 @@ def test_questions_written_after_the_rule_was_chosen_fare_no_worse(handbooks, sm
     assert right >= 18
 
 
+def test_harder_questions_fare_worse_but_not_much(handbooks, smollm2):
+    found, refused, right = judge(handbooks, QUESTIONS["harder"], open_alike(smollm2))
+    assert found >= 34
+    assert refused <= 4
+    assert right >= 27, "of 36, near the documents' subjects and of few words"
+
+
 def test_without_a_models_words_the_same_holds(handbooks):
     found, refused, right = judge(handbooks, QUESTIONS, None)
     assert found >= 36
