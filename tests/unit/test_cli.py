@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from deepen import cli
-from deepen.cli import batch, build, chat, explore, judge, printing, recipes, run_program, train, use
+from deepen.cli import apps, batch, build, chat, explore, judge, printing, recipes, run_program, train, use
 from deepen.errors import CheckpointError, Refuted, StorageError
 from deepen.recipe import STAGES
 from deepen.units import parse_bytes, parse_count
@@ -33,6 +33,7 @@ VERBS = {
     "batch": (batch.batch, "deepen.batch", "batch"),
     "chat": (chat.chat, "deepen.chat", "chat"),
     "export": (use.export, "deepen.export", "export"),
+    "support": (apps.support, "deepen.apps.support", "support"),
     "run": (recipes.run, "deepen.pipeline", "run"),
     "check": (recipes.check, "deepen.pipeline", "check"),
 }
@@ -120,7 +121,9 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
     takes = arguments(function)
     plan_options = {"drop", "layers", "repeat", "expand", "plan", "identity_init"} if verb == "plan" else set()
     for option, parameter in inspect.signature(command).parameters.items():
-        if option in {"json", "context", "file", "show_prompt"} or (verb == "plan" and option in {"output", "overwrite"}):
+        if option in {"json", "context", "file", "show_prompt", "explain"} or (
+            verb == "plan" and option in {"output", "overwrite"}
+        ):
             continue
         assert option in takes or option in plan_options
         if option not in takes or parameter.default is inspect.Parameter.empty:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,10 +76,11 @@ def open_alike(model: Path) -> Alike | None:
         pass
     made = _make(model)
     if made is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.npz")
-        np.savez(partial, words="\n".join(made.words), vectors=made.vectors.astype(np.float16), least=made.least)
-        partial.replace(kept)
+        with suppress(OSError):  # without room in the cache it is made again the next time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(partial, words="\n".join(made.words), vectors=made.vectors.astype(np.float16), least=made.least)
+            partial.replace(kept)
     return made
 
 

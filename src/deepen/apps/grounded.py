@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -168,5 +167,5 @@ class Checker:
             return 0.0
         stems, there = set(self._knowledge.stems(sentence)), set(self._knowledge.stems(text))
         count = self._knowledge.frequencies(sorted(stems))
-        weights = {stem: math.log((self._knowledge.size + 1) / (count[stem] + 1)) for stem in stems}
+        weights = {stem: self._knowledge.rarity(count[stem]) for stem in stems}
         return sum(weights[stem] for stem in stems & there) / (sum(weights.values()) or 1.0)

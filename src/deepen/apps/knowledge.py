@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sqlite3
 import time
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
-from deepen.apps.documents import Document, Found, Reader, Source, Unreadable, passages
+from deepen.apps.documents import Document, Found, Reader, Source, Unreadable, passages, source_bytes
 from deepen.errors import DeepenError, OutputError, StorageError
 from deepen.output import storage_errors
 from deepen.progress import Advance
@@ -37,6 +38,7 @@ CREATE VIRTUAL TABLE words USING fts5 (title, headings, body, {_TOKENIZER});
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 """
 _WEIGHTS = (4.0, 4.0, 1.0)  # of a word in the title, in the headings, in the text
+_OTHERS = 300  # passages that are thought to be there besides, so that among a few too rare words tell more than others
 _SECONDS_BETWEEN_COMMITS = 1.0
 # targets of links, tags of HTML and of templates: nothing that a question is about
 _LINK = re.compile(r"!?\[([^\[\]]{0,1000})\]\((?:[^()\s]{0,1000}|\{%[^{}\n]{0,300}%\})\)")
@@ -100,7 +102,7 @@ class Update:
 
 
 class Knowledge:
-    """A file with the passages of documents; several programs may use it at once.
+    """A file with the passages of documents; several programs may use it at once, but not several threads.
 
     Raises:
         OutputError: the file cannot be written, or is something else.
@@ -113,8 +115,8 @@ class Knowledge:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)
         with self._errors():
-            self._database = sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, isolation_level=None)
-            self._scratch = sqlite3.connect(":memory:", isolation_level=None)
+            self._database = sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
+            self._scratch = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             self._scratch.execute(f"CREATE VIRTUAL TABLE words USING fts5 (body, {_TOKENIZER})")
             self._scratch.execute("CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, instance)")
             with self._transaction():
@@ -166,7 +168,7 @@ class Knowledge:
                     if advance is not None:
                         advance(1)
                     try:
-                        data = source.path.read_bytes()
+                        data = source_bytes(source)
                     except OSError as error:
                         self._forget(source.name)
                         skipped.append((source.name, error.strerror or "it cannot be read"))
@@ -217,6 +219,10 @@ class Knowledge:
                 row = self._database.execute("SELECT doc FROM vocabulary WHERE term = ?", (stem,)).fetchone()
                 counted[stem] = row[0] if row else 0
             return counted
+
+    def rarity(self, frequency: int) -> float:
+        """How much a word says that so many passages have: the logarithm of one in how many that is."""
+        return math.log((self.size + _OTHERS) / (frequency + 1))
 
     def _read(self, reader: Reader, source: Source, data: bytes, stamps: tuple[str, str]) -> None:
         """Put a document's passages in the place of those that it had."""
@@ -297,6 +303,8 @@ def readable(text: str) -> str:
 
 def _stamp(source: Source) -> str:
     """What tells that a file has not changed: size, times, place on the disk; and what a PDF would be read with."""
+    if source.data is not None:
+        return hashlib.sha256(source.data).hexdigest()
     status = source.path.stat()
     parser = version("pypdf") if source.kind == "pdf" and find_spec("pypdf") else ""
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {parser}"

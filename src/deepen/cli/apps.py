@@ -14,7 +14,7 @@ from deepen.cli.printing import plain, print_json, print_table
 from deepen.errors import DataError, OptionError, printable
 
 if TYPE_CHECKING:
-    from deepen.apps.support import Answer, Desk
+    from deepen.apps.desk import Answer, Desk
 
 _PANEL = "Applications"
 
@@ -27,10 +27,10 @@ def register(app: typer.Typer) -> None:
 @options.sharing(options.RUN)
 def support(
     model: options.Model,
+    docs: Annotated[list[Path], typer.Option(metavar="PATH", help="A folder or a file of documents; may be given again.")],
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="What is asked; questions one by one from stdin unless given.")
     ] = None,
-    docs: Annotated[list[Path], typer.Option(metavar="PATH", help="A folder or a file of documents; may be given again.")] = [],  # noqa: B006
     index: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the index in this SQLite file; in the cache unless given.")
     ] = None,
@@ -52,12 +52,15 @@ def support(
     shared: dict[str, Any],
 ) -> None:
     """Answer questions from documents alone, with citations, or say that they do not answer them."""
-    from deepen.apps.support import check_question, open_desk
+    from deepen.apps.desk import check_question
+    from deepen.apps.support import open_desk
 
     if question is not None:
         check_question(question)
-    if not docs:
-        raise OptionError("there are no documents", where="--docs", next="name a folder or files: --docs DIR")
+    if question is None and Path("-") in docs:
+        raise OptionError(
+            "stdin gives a document or questions, not both", where="--docs", next="write the question on the command line"
+        )
     if question is None and sys.stdin is None:
         raise OptionError("there is nothing to read questions from", where="stdin", next="write the question")
     settings: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from deepen.apps.documents.find import STDIN, Found, Source, find_documents
 from deepen.apps.documents.neutral import neutral
 from deepen.apps.documents.passages import Document, Passage, make_document, passages
-from deepen.apps.documents.read import Reader, Unreadable
+from deepen.apps.documents.read import Reader, Unreadable, source_bytes
 
 __all__ = [
     "STDIN",
@@ -17,4 +17,5 @@ __all__ = [
     "make_document",
     "neutral",
     "passages",
+    "source_bytes",
 ]

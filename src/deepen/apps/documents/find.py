@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from deepen.errors import DataError
 
 STDIN = "-"
 """The name of a document that comes through stdin."""
+
+LARGEST = 64 << 20
+"""Bytes of a file, and characters of what comes out of it, at most."""
 
 KINDS = {
     ".md": "markdown", ".markdown": "markdown", ".txt": "text", ".text": "text", ".rst": "text", ".html": "html",
@@ -28,11 +32,13 @@ class Source:
         path: where it lies.
         name: what it is called in answers: its path below the folder that was given, or as it was given.
         kind: `markdown`, `text`, `html`, `notebook` or `pdf`.
+        data: its bytes, if they came through stdin.
     """
 
     path: Path
     name: str
     kind: str
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def find_documents(places: Sequence[str | Path]) -> Found:
     as text unless its ending says more. Hidden files and folders are not entered, nor are links that lead out of the folder.
 
     Args:
-        places: files and folders.
+        places: files and folders; `-` is stdin, Markdown or plain text.
 
     Raises:
         DataError: a place does not exist.
@@ -59,6 +65,11 @@ def find_documents(places: Sequence[str | Path]) -> Found:
     names = [place.resolve().name for place in map(Path, places)]
     skipped: list[tuple[str, str]] = []
     for place in map(Path, places):
+        if place == Path(STDIN):
+            # one byte more than is read of any file, so that more is refused
+            data = sys.stdin.buffer.read(LARGEST + 1) if sys.stdin else b""
+            sources[place] = Source(place, "stdin", "markdown", data)
+            continue
         if not place.exists():
             raise DataError("there is no such file or folder", where=place, next="name the documents, or a folder with them")
         if not place.is_dir():

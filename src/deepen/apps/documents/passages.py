@@ -179,7 +179,8 @@ def _merged(document: Document, words: int) -> Iterator[Section]:
             and section.headings[: len(parent)] == parent
         ):
             below = section.headings[: len(held.headings)] == held.headings
-            held = Section(held.headings if below else parent or held.headings, held.start, section.end)
+            headings = section.headings if below else parent or held.headings
+            held = Section(headings, held.start, section.end)
         else:
             yield held
             held = section

@@ -8,16 +8,12 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from deepen.apps.documents.find import Source
+from deepen.apps.documents.find import LARGEST, Source
 from deepen.apps.documents.passages import Document, make_document
-
-LARGEST = 64 << 20
-"""Bytes of a file, and characters of what comes out of it, at most."""
 
 SECONDS = 20.0
 """A file is parsed in this time or not at all."""
@@ -117,6 +113,14 @@ class Reader:
         return b"".join(pieces)
 
 
+def source_bytes(source: Source) -> bytes:
+    """The bytes of a document; of one that is too large only so many that this is seen."""
+    if source.data is not None:
+        return source.data
+    with source.path.open("rb") as file:
+        return file.read(LARGEST + 1)
+
+
 def decode(data: bytes) -> str:
     """Bytes of a text file as text.
 
@@ -138,11 +142,10 @@ def notebook_text(text: str) -> str:
         Unreadable: it is no notebook.
     """
     try:
-        cells = json.loads(text)["cells"]
-        parts = [(cell["cell_type"], cell["source"]) for cell in cells]
-        texts = [(kind, source if isinstance(source, str) else "".join(source)) for kind, source in parts]
+        cells = [(cell["cell_type"], cell["source"]) for cell in json.loads(text)["cells"]]
+        if not all(isinstance(source, str | list) for _, source in cells):
+            raise TypeError
+        texts = [(kind, source if isinstance(source, str) else "".join(source)) for kind, source in cells]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Unreadable("not a notebook") from None
-    with suppress(ValueError):
-        return "\n\n".join(f"```\n{source}\n```" if kind == "code" else source for kind, source in texts) + "\n"
-    raise Unreadable("not a notebook")
+    return "\n\n".join(f"```\n{source}\n```" if kind == "code" else source for kind, source in texts) + "\n"
