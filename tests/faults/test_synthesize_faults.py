@@ -116,6 +116,18 @@ def test_killed_at_any_time_gives_the_same_bytes(seeds, tmp_path, undisturbed):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "out.answers.jsonl"])
 
 
+def test_killed_while_the_files_appear(seeds, tmp_path, undisturbed):
+    folder = tmp_path / "appearing"
+    with Endpoint(good) as endpoint:
+        make(folder, seeds, endpoint.url)
+        for there in ((), FILES[1:2], FILES[1:3], FILES[1:]):
+            for name in FILES:
+                if name not in there:
+                    (folder / name).rename(folder / f".{name}.partial")
+            assert make(folder, seeds, endpoint.url) == undisturbed
+        assert sum(endpoint.answered.values()) == 72
+
+
 def test_an_interrupt_keeps_what_is_there(seeds, tmp_path, undisturbed):
     folder = tmp_path / "stopped"
     folder.mkdir()

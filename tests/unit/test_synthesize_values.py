@@ -162,7 +162,9 @@ def test_monstrous_expressions_take_no_time(text):
     [
         ("He paid.\n#### 72", "72"), (r"so \boxed{\frac{1}{2}}.", "1/2"), ("The answer is: 42.", "42"),
         ("The answer is 42. She left 3.", "42"), ("The final answer is: **$42**", "$42"), ("So he paid 110 dollars.", "110"),
-        ("5*22 = 110", "110"), ("42", "42"), ("The answer is \\(42\\).", "42"), ("The answer is: $1,234.50.", "1234.5"),
+        ("5*22 = 110", "110"),
+        ("The answer is 6 * 7 = 42.", "42"), ("42", "42"), ("The answer is \\(42\\).", "42"),
+        ("The answer is: $1,234.50.", "1234.5"),
         ("it costs $5 = $5.00 total.", "5"), ("The answer is 3.\nNo: the answer is 4.", "4"), ("\\boxed{3} so #### 4", "4"),
         ("I do not know", None), ("5 and 6", None), ("", None), ("The answer is:", None), (r"\boxed{42", None),
         (r"\boxed{}", None),

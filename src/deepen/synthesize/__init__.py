@@ -19,7 +19,7 @@ from typing import Any
 from deepen.data.contamination import BenchmarkIndex, open_index, without_matches
 from deepen.engine.openai import KEY_VARIABLES
 from deepen.errors import NetworkError, OptionError
-from deepen.output import check_target, new_file
+from deepen.output import check_target, new_file, partial_path
 from deepen.progress import say
 from deepen.synthesize import judge
 from deepen.synthesize.cache import open_cache
@@ -140,10 +140,13 @@ def synthesize(
     cache = Path(cache) if cache is not None else out.with_name(f"{out.stem}.answers.jsonl")
     files = [out, *report_files, *pair_files]
     _check_names([*files, cache], Path(seeds))
+    # rows that are written, but have not appeared, are of a run that was killed while its files appeared one after the other
+    partial = partial_path(out)
+    begun = partial.is_file() and partial.stat().st_size > 0
     client = Client(endpoint, _key(api_key_file), timeout=timeout, retries=retries)
     with ExitStack() as stack:
         # the rows appear last of all, so that whoever sees them sees everything
-        targets = [stack.enter_context(new_file(file, overwrite=overwrite)) for file in files]
+        targets = [stack.enter_context(new_file(file, overwrite=overwrite or (begun and file != out))) for file in files]
         answers = stack.enter_context(open_cache(cache))
         benchmarks = open_index(exclude_benchmarks) if exclude_benchmarks else None
         used, left_out = _seeds(seeds, limit, similarity, benchmarks, skip_unanswered=skip_unanswered)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +54,10 @@ class Made:
     key: str
 
 
+_Asked = queue.SimpleQueue[Missing | None]
+_Arrived = queue.SimpleQueue[tuple[str, Answer | BaseException]]
+
+
 def replay(task: Task, sampling: Sampling, cache: Cache) -> Made | Refused | Missing:
     """What a task comes to with the answers that are there."""
     steps = KINDS[task.kind](task.seed, task.drawing)
@@ -94,25 +99,13 @@ def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cac
         NetworkError: the endpoint is gone, or nothing usable comes from it.
         OptionError, DataError: it refuses a request.
     """
-    asked: queue.SimpleQueue[Missing] = queue.SimpleQueue()
-    arrived: queue.SimpleQueue[tuple[str, Answer | BaseException]] = queue.SimpleQueue()
-
-    def work() -> None:
-        while True:
-            missing = asked.get()
-            try:
-                arrived.put((missing.key, client.ask(missing.body)))
-            except BaseException as error:  # raised again where the answers are kept
-                arrived.put((missing.key, error))
-
     source, ready = iter(tasks), deque[Task]()
     flying: dict[str, list[Task]] = {}
     aside: dict[str, str] = {}
     stop: BaseException | None = None
     in_row = tokens = 0
     start = time.monotonic()
-    with progress("Making", len(tasks), "drafts") as advance:
-        threads = 0
+    with _workers(client, min(parallel, len(tasks))) as (asked, arrived), progress("Making", len(tasks), "drafts") as advance:
         while True:
             while stop is None and len(flying) < parallel and (task := ready.popleft() if ready else next(source, None)):
                 missing = replay(task, sampling, cache)
@@ -121,9 +114,6 @@ def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cac
                 elif missing.key in flying:
                     flying[missing.key].append(task)
                 else:
-                    if threads <= len(flying):
-                        threading.Thread(target=work, daemon=True).start()
-                        threads += 1
                     flying[missing.key] = [task]
                     asked.put(missing)
             if not flying:
@@ -150,6 +140,29 @@ def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cac
     if stop is not None:
         raise _with_count(stop, len(cache))
     return list(aside.values())
+
+
+@contextmanager
+def _workers(client: Client, count: int) -> Iterator[tuple[_Asked, _Arrived]]:
+    """Threads that ask what is put into the first queue, and put what comes into the second."""
+    asked: _Asked = queue.SimpleQueue()
+    arrived: _Arrived = queue.SimpleQueue()
+
+    def work() -> None:
+        while missing := asked.get():
+            try:
+                arrived.put((missing.key, client.ask(missing.body)))
+            except BaseException as error:  # raised again where the answers are kept
+                arrived.put((missing.key, error))
+
+    for _ in range(count):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        yield asked, arrived
+    finally:
+        client.close()
+        for _ in range(count):
+            asked.put(None)
 
 
 def _with_count(error: BaseException, kept: int) -> BaseException:

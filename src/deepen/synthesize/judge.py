@@ -50,7 +50,7 @@ def judge(pairs: Sequence[tuple[str, str]], *, seconds: float = _SECONDS) -> lis
 
 
 def _start() -> subprocess.Popen[bytes] | None:
-    command = [sys.executable, "-m", "deepen.synthesize.judge"]
+    command = [sys.executable, "-P", "-m", "deepen.synthesize.judge"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
     if _line(process, _START_SECONDS) == "ready":
         return process

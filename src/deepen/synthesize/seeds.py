@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.data.rows import Layouts, malformed, read_rows
+from deepen.data.chat import read_text
+from deepen.data.rows import Layouts, read_rows
 from deepen.errors import DataError
 from deepen.synthesize.values import Value, final_answer, is_understood, read_value
 
@@ -69,9 +70,7 @@ def read_seeds(path: str | Path, *, skip_unanswered: bool = False) -> tuple[list
     def read(row: Mapping[str, Any], layout: str, where: str) -> Seed | None:
         number = int(where.rpartition(" ")[2])
         question = row[_LAYOUTS[layout][0][0]]
-        if not isinstance(question, str) or not question.strip():
-            raise malformed("no text of a problem", where)
-        seed = _seed(number, row, question.strip())
+        seed = _seed(number, row, read_text(question, where).strip())
         if seed is None:
             unanswered.append(number)
         return seed
@@ -108,9 +107,10 @@ def _seed(number: int, row: Mapping[str, Any], question: str) -> Seed | None:
     if not final:
         return None
     name = next((str(row[key]) for key in ("id", "unique_id") if row.get(key) is not None), str(number))
-    digest = hashlib.sha256(f"{question}\0{solution or final}".encode(errors="surrogatepass")).hexdigest()
+    digest = hashlib.sha256(f"{question}\0{solution or final}".encode()).hexdigest()
     return Seed(number, name, question, solution or final, final, read_value(final), digest)
 
 
 def _text(value: object) -> str:
-    return "" if value is None or isinstance(value, bool | dict | list) else str(value).strip()
+    text = "" if value is None or isinstance(value, bool | dict | list) else str(value).strip()
+    return text.encode(errors="replace").decode()

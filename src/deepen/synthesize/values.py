@@ -96,6 +96,9 @@ def final_answer(text: str) -> str | None:
     line = behind.strip().split("\n", 1)[0].strip()
     if not last["hashes"] and (end := _SENTENCE_END.search(line)):
         line = line[: end.start()]
+    if "=" in line and "," not in line and not is_understood(read_value(line)):  # 6 * 7 = 42
+        tail = line.rpartition("=")[2].strip()
+        line = tail if is_understood(read_value(tail)) else line
     return line[:_LONGEST] if line.strip(" .*_`$") else None
 
 
