@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -132,10 +133,11 @@ def test_what_is_kept_is_not_done_again(base, rows, trials, kept, capfd) -> None
     assert capfd.readouterr().err.count("healing trial") == 1
 
 
-def test_another_seed_is_another_race(base, rows, trials, kept) -> None:
-    other = race(base, rows, kept, plans=PLANS[:1], seed=SEED + 1, steps=2)
+def test_another_seed_is_another_race(base, rows, trials, kept, tmp_path) -> None:
+    folder = shutil.copytree(kept, tmp_path / "trials")
+    other = race(base, rows, folder, plans=PLANS[:1], seed=SEED + 1, steps=2)
     assert other.control.loss != trials.control.loss
-    assert len(list(kept.glob("*.json"))) == 5 + 3
+    assert len(list(folder.glob("*.json"))) == 5 + 3
 
 
 def test_drop_of_every_size_runs_beside() -> None:
