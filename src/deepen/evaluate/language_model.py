@@ -3,9 +3,8 @@
 lm-eval runs every prompt in full, pads it to the longest of its batch and computes the logits of every place. Here tokens that
 the sequence before shares are not run again, and only the places that are asked get logits. In 32 bits that changes a
 log-likelihood by some millionths. In 16 bits a likelihood has two or three digits, so ties are common and the last bit decides:
-there a sequence is padded to the length that it has in lm-eval's batch, since on a CPU the softmax over the last few keys
-depends on it, and no place near such an end is taken over from another sequence. On a GPU the order of a sum depends on the
-shape of the whole batch, so that the batches are lm-eval's own.
+there a sequence is padded to the length that it has in lm-eval's batch, and takes over only what has the same bits (`_exact`).
+On a GPU the order of a sum depends on the shape of the whole batch, so that the batches are lm-eval's own.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from deepen.evaluate.sequences import Answer, Pair, Run, arrange, remaining
 from deepen.evaluate.stock import quiet
 from deepen.likelihood import evaluating
 
-_LANE = 16  # keys that one instruction of a CPU takes, at most: those after the last multiple are computed otherwise
+_KEYS = 512  # that PyTorch's attention on a CPU takes at once, as kvSplitSize in FlashAttentionKernel.cpp
+_FEW = (1, 2, 3)  # rows whose products are summed in another order
 
 
 class TransformersModel:
@@ -72,7 +72,8 @@ class TransformersModel:
         longest = max((len(pair.context) + len(pair.continuation) - 1 for pair in pairs), default=0)
         padded = self._narrow or not self._shares
         window = self.window or longest
-        return arrange(pairs, self._batch_size, window, padded=padded, shared=self._shares, lane=_LANE), longest
+        keep = _exact if self._narrow else None
+        return arrange(pairs, self._batch_size, window, padded=padded, shared=self._shares, keep=keep), longest
 
     def answers(
         self,
@@ -139,6 +140,33 @@ class TransformersModel:
             past["logits_to_keep"] = torch.arange(first, end, device=fed.device)
         logits: torch.Tensor = self._network(fed, **past).logits
         return logits if self._keeps else logits[:, first:end]
+
+
+def _exact(before: int, width: int, shared: int) -> int:
+    """How many leading tokens a sequence may take over from the one before, so that all bits are those of one pass over it.
+
+    PyTorch's attention on a CPU takes keys in blocks of 512, and the bits of a row depend on the width of its last block: so
+    sequences of different widths share whole blocks only. It takes rows in blocks, too, and a last one of very few rows is
+    computed otherwise: so there must be such a block where there is one in a single pass, and none elsewhere. Where this does
+    not describe the kernel, as on other processors, the result differs by rounding.
+
+    Args:
+        before: width of the sequence before.
+        width: of this one.
+        shared: tokens that both begin with.
+    """
+    kept = shared if before == width else min(shared, min(before, width) // _KEYS * _KEYS)
+    last = width % _rows(width)
+    for place in range(kept, 0, -1):
+        mine = (width - place) % _rows(width - place)
+        if mine == last or (mine not in _FEW and last not in _FEW):
+            return place
+    return 0
+
+
+def _rows(length: int) -> int:
+    """Rows that PyTorch's attention on a CPU takes at once: qSplitSize in FlashAttentionKernel.cpp."""
+    return 256 if length >= 768 else 64 if length >= 192 else 32
 
 
 def _answers(logits: torch.Tensor, asked: Mapping[int, tuple[int, ...]]) -> dict[int, Answer]:

@@ -5,10 +5,13 @@ Pure: numbers in, numbers out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
+
+Keep = Callable[[int, int, int], int]
+"""For the widths of a sequence and of the next, and the tokens that they share: how many of these may be left to the next."""
 
 
 class Pair(NamedTuple):
@@ -51,12 +54,15 @@ class Run:
         return self.width - self.kept
 
 
-def arrange(pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool, shared: bool, lane: int = 1) -> list[Run]:
+def arrange(
+    pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool, shared: bool, keep: Keep | None = None
+) -> list[Run]:
     """What to run for some pairs.
 
     Pairs that differ in their last token only, as those of a choice of letters do, are one sequence. The sequences are sorted
     by length, the longest first, and cut into batches as lm-eval does (`Collator` of 0.4.13), which gives each its width. If
-    beginnings are shared, they are then run one by one, in the order of their tokens.
+    beginnings are shared, they are then run one by one, in the order of their tokens, or in that of their widths and tokens
+    where less is run so.
 
     Args:
         pairs: tokens of contexts and continuations, neither empty.
@@ -64,7 +70,7 @@ def arrange(pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool
         window: the longest sequence that the model takes; a longer one loses its beginning.
         padded: whether sequences are as wide as the longest of their batch.
         shared: whether leading tokens are left in a cache for the next.
-        lane: of a width only whole lanes are left to the next, and taken from it.
+        keep: how much of what two sequences share may be left; all of it unless given.
     """
     groups: dict[tuple[int, ...], dict[int, tuple[int, ...]]] = {}
     for number, (context, continuation) in enumerate(pairs):
@@ -84,7 +90,10 @@ def arrange(pairs: Sequence[Pair], batch_size: int, window: int, *, padded: bool
             first = len(tokens) - max(map(len, asked.values()))
             width = longest if padded else len(tokens)
             runs.append(Run(tokens, first, width, 0, None if shared else start, asked))
-    return _shared(runs, lane if padded else 1) if shared else runs
+    if not shared:
+        return runs
+    orders = (sorted(runs, key=lambda run: run.tokens), sorted(runs, key=lambda run: (run.width, run.tokens)))
+    return min((_shared(order, keep) for order in orders), key=lambda each: sum(run.cost for run in each))
 
 
 def remaining(runs: Sequence[Run], known: Collection[int]) -> list[Run]:
@@ -116,13 +125,13 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def _shared(runs: Sequence[Run], lane: int) -> list[Run]:
+def _shared(runs: Sequence[Run], keep: Keep | None) -> list[Run]:
     result: list[Run] = []
-    for run in sorted(runs, key=lambda each: each.tokens):
+    for run in runs:
         kept = 0
         if result:
             before = result[-1]
-            whole = min(before.width, run.width) // lane * lane
-            kept = min(common(before.tokens, run.tokens), run.first, whole)
+            kept = min(common(before.tokens, run.tokens), run.first)
+            kept = kept if keep is None else keep(before.width, run.width, kept)
         result.append(Run(run.tokens, run.first, run.width, kept, None, run.asked))
     return result
