@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +27,7 @@ from deepen.errors import (
 )
 from deepen.host import host_memory
 from deepen.model import BITS
+from deepen.output import cache_folder
 from deepen.plan import describe, parse_plan
 from deepen.units import format_bytes
 
@@ -223,12 +223,6 @@ def refuse(what: str, **options: object) -> None:
 def given(**options: object) -> dict[str, Any]:
     """Those of some options that are given: neither None nor False."""
     return {name: value for name, value in options.items() if value is not None and value is not False}
-
-
-def cache_folder() -> Path:
-    """Where GGUFs that are made on the way are kept: `$DEEPEN_CACHE`, or `deepen` in the user's cache."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepen"
-    return Path(os.environ.get("DEEPEN_CACHE") or usual)
 
 
 def choose(

@@ -11,7 +11,8 @@ from deepen.checkpoint.gguf import open_gguf
 from deepen.engine.libllama import window_log_likelihoods
 from deepen.errors import CheckpointError, OptionError, ResourceError
 from deepen.export import export
-from deepen.prepare import Memory, cache_folder, open_engine, prepare_gguf
+from deepen.output import cache_folder
+from deepen.prepare import Memory, open_engine, prepare_gguf
 from exportable import regex_style, write_byte_level, write_checkpoint
 
 GREEDY = {"max_new_tokens": 12, "temperature": 0.0, "seed": None, "stop": ()}
