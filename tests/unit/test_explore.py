@@ -70,6 +70,13 @@ def test_scores_are_those_of_the_written_models(model: Path, text: Path, tmp_pat
     assert found.plans[0].rank == 1
 
 
+def test_solars_plan_of_the_size_is_always_scored_again(model: Path, text: Path, tmp_path: Path) -> None:
+    found = explore(model, data=text, out=tmp_path / "out", add=2, **{**SEARCH, "keep": 1})
+    assert len(found.plans) <= 2
+    (solar,) = [plan for plan in found.plans if plan.candidate.options == {"drop": 2}]
+    assert solar.held_out is not None
+
+
 def test_cost_is_what_plan_says(model: Path, text: Path, tmp_path: Path) -> None:
     from deepen.plan import describe
 

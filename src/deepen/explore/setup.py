@@ -176,9 +176,7 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
             exhaustive=settings.exhaustive, keep=settings.keep, seed=settings.seed,
         )  # fmt: skip
     searching, scorer.work = scorer.work, 0
-    # a plan that was seen on one unit only has no interval
-    known_well = [each for each in found.standings if min(len(part.counts) for part in each.samples) > 1]
-    chosen, others = finalists(known_well, settings.keep)
+    chosen, others = finalists(found.standings, settings.keep)
     samples, guards = _held_out(scorer, prepared, [standing.candidate for standing in chosen])
     held_out = intervals(samples, settings.seed)
 
@@ -217,17 +215,23 @@ def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
 
 
 def finalists(best_first: Sequence[Standing], keep: int) -> tuple[list[Standing], list[Standing]]:
-    """The `keep` best with SOLAR's own of their sizes, and the best of each other size."""
-    usual = {len(standing.candidate.layers) for standing in best_first[:keep]}
-    chosen, others, sizes = list(best_first[:keep]), [], set(usual)
-    for standing in best_first[keep:]:
-        size = len(standing.candidate.layers)
-        if size not in sizes:
-            others.append(standing)
-            sizes.add(size)
-        elif "drop" in standing.candidate.options and size in usual:
-            chosen.append(standing)
-    return chosen, others
+    """The `keep` best with SOLAR's own of their sizes, and the best of each other size.
+
+    A plan that was seen on one unit only has no interval, and is not among the best.
+    """
+    known = [each for each in best_first if min(len(part.counts) for part in each.samples) > 1]
+    chosen = known[:keep]
+    taken = {each.candidate.layers for each in chosen}
+    sizes = set(map(len, taken))
+    others: dict[int, Standing] = {}
+    for each in known:
+        if len(each.candidate.layers) not in sizes:
+            others.setdefault(len(each.candidate.layers), each)
+    for each in best_first:
+        layers = each.candidate.layers
+        if "drop" in each.candidate.options and len(layers) in sizes and layers not in taken:
+            chosen.append(each)
+    return chosen, list(others.values())
 
 
 def open_network(prepared: Prepared) -> Network:
