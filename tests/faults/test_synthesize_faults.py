@@ -13,12 +13,12 @@ from collections import Counter
 import pytest
 
 from deepen.errors import DataError, NetworkError, OptionError
+from deepen.journal import Journal
 from deepen.synthesize import synthesize
-from deepen.synthesize.cache import open_cache
 from deepen.synthesize.kinds import KINDS
 from marbles import FAULTS, Endpoint, problem, reply
 
-TORN = (b"", b"{", b'{"key": "0123', b"\0\0\0\n", b'{"key": "a", "text": "b"}')  # what a torn write leaves
+TORN = (b"", b"[", b'["0123', b"\0\0\0\n", b'["a", {"text": "b"}]')  # what a torn write leaves
 FILES = ("out.jsonl", "pairs.jsonl", "out.report.json", "out.report.md")
 
 
@@ -73,7 +73,7 @@ def test_no_fault_loses_or_doubles_an_answer(seeds, tmp_path, undisturbed):
         assert set(endpoint.answered.values()) == {1}
         assert sum(endpoint.answered.values()) == 72
         assert endpoint.most_open <= 24 + endpoint.faults["silence"]  # what is given up here is still open there
-    with open_cache(tmp_path / "a" / "out.answers.jsonl") as answers:
+    with Journal(tmp_path / "a" / "out.answers.jsonl") as answers:
         assert len(answers) == 72
 
 
@@ -108,7 +108,7 @@ def test_killed_at_any_time_gives_the_same_bytes(seeds, tmp_path, undisturbed):
                 file.write(TORN[number % len(TORN)])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert f"{kept.count(b'}' + bytes([10]))} answers are there already" in done.stderr
+        assert f"{kept.count(bytes([10]))} answers are there already" in done.stderr
         again = Counter({asked: count - 1 for asked, count in endpoint.answered.items() if count > 1})
         assert sum(again.values()) <= kills * parallel  # only what was on its way when the run was killed
         assert len(endpoint.answered) == 72
@@ -208,7 +208,7 @@ def test_answers_that_were_on_their_way_are_kept(seeds, tmp_path):
         with pytest.raises(DataError):
             make(tmp_path / "a", seeds, endpoint.url, parallel=2, kinds="answer")
         assert "Crate0" in (tmp_path / "a" / "out.answers.jsonl").read_text() or sum(endpoint.answered.values()) == 1
-    with open_cache(tmp_path / "a" / "out.answers.jsonl") as answers:
+    with Journal(tmp_path / "a" / "out.answers.jsonl") as answers:
         assert len(answers) == 1
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from deepen.batch import batch
-from deepen.batch.journal import Journal
 from deepen.batch.lines import read_tasks
 from deepen.cli import run_program
 from deepen.engine.llamacpp import LlamacppEngine
@@ -85,15 +84,15 @@ def test_killed_ten_times_gives_the_same_bytes(gguf, tmp_path, monkeypatch):
     kept = b""
     for _ in range(10):
         with start(*words) as process:
-            rows = kept.count(b"}\n")
-            wait_for(lambda rows=rows: answers.is_file() and answers.read_bytes().count(b"}\n") > rows, process)
+            rows = kept.count(b"]\n")
+            wait_for(lambda rows=rows: answers.is_file() and answers.read_bytes().count(b"]\n") > rows, process)
             time.sleep(random.random() / 50)
             process.kill()
         assert not out.exists()
         assert answers.read_bytes().startswith(kept)
-        kept = answers.read_bytes()[: answers.read_bytes().rfind(b"}\n") + 2]
+        kept = answers.read_bytes()[: answers.read_bytes().rfind(b"]\n") + 2]
         with answers.open("ab") as file:
-            file.write(random.choice([b"", b"5", b'59\t{"id"', b"\0\0\0\n"]))  # what a torn write leaves
+            file.write(random.choice([b"", b"[", b'["59", "{', b"\0\0\0\n"]))  # what a torn write leaves
     with start(*words) as process:
         told = process.communicate()[1]
     assert process.returncode == 1
@@ -410,21 +409,3 @@ def test_the_engine_transformers_answers_plain_requests(gguf, tmp_path):
     assert [text_of(each) for each in answers[:2]] == [text_of(each) for each in read(tmp_path / "other.jsonl")]
     assert "tools" in answers[2]["error"]["message"]
     assert "600 tokens" in answers[4]["error"]["message"]
-
-
-def test_a_torn_row_is_cut_off_and_a_doubled_one_is_not_kept(tmp_path):
-    journal = Journal(tmp_path)
-    for number in (3, 1, 10):
-        journal.add({"a": 1}, number, json.dumps({"n": number}))
-    file = tmp_path / "answers.jsonl"
-    whole = file.read_bytes()
-    for size in range(len(whole) + 1):
-        file.write_bytes(whole[:size])
-        again = Journal(tmp_path)
-        assert len(again) == whole[:size].count(b"\n")
-        again.add({"a": 1}, 7, '"é"')
-        assert Journal(tmp_path).line(7) == '"é"'
-        assert len(Journal(tmp_path)) == len(again)
-    file.write_bytes(whole + whole)
-    assert [number in Journal(tmp_path) for number in (3, 1, 10, 7)] == [True, True, True, False]
-    assert file.read_bytes() == whole

@@ -174,7 +174,7 @@ def test_killed_and_resumed_it_finds_the_same(model: Path, text: Path, tmp_path:
         with journal.open("ab") as file:
             file.write(b'["search 0:')  # a row that was being written
     assert not (tmp_path / "killed").exists()
-    with pytest.raises(OutputError, match="with another options"):
+    with pytest.raises(OutputError, match="made otherwise: options was"):
         explore(model, data=text, out=tmp_path / "killed", add=3, tokens=2048, window=64, keep=3, seed=1)
     for out in ("killed", "whole"):
         process = start(tmp_path / out)

@@ -13,7 +13,7 @@ from deepen.data.chat import read_conversations
 from deepen.data.preference import read_preferences
 from deepen.errors import DataError, OptionError, OutputError
 from deepen.synthesize import synthesize
-from deepen.synthesize.cache import Answer
+from deepen.synthesize.answer import Answer
 from deepen.synthesize.kinds import KINDS, Draft, Drawing, Refused
 from deepen.synthesize.report import SAMPLES
 from deepen.synthesize.seeds import read_seeds
@@ -279,7 +279,7 @@ def test_outputs_are_not_overwritten_unasked(seeds, tmp_path):
         with pytest.raises(OptionError, match="two things at once"):
             synthesize(tmp_path / "out.jsonl", seeds=seeds, endpoint="http://127.0.0.1:9", pairs=pairs, overwrite=True)
     (tmp_path / "out.answers.jsonl").write_text("a diary\nof mine\n")
-    with pytest.raises(DataError, match="not an answer"):
+    with pytest.raises(OutputError, match="not a value as it is kept here"):
         synthesize(tmp_path / "out.jsonl", seeds=seeds, endpoint="http://127.0.0.1:9")
     assert (tmp_path / "out.answers.jsonl").read_text() == "a diary\nof mine\n"
 
@@ -365,7 +365,7 @@ def test_two_runs_for_one_output_do_not_collide(seeds, tmp_path):
             pass
         with pytest.raises(OutputError, match="another run"):
             synthesize(out, seeds=seeds, endpoint=endpoint.url)
-        with pytest.raises(OutputError, match="another run uses these answers"):
+        with pytest.raises(OutputError, match="another run uses this file"):
             synthesize(tmp_path / "b.jsonl", seeds=seeds, endpoint=endpoint.url, cache=tmp_path / "out.answers.jsonl")
         first.join()
     assert len(read(out)) == 24

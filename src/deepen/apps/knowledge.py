@@ -9,7 +9,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from deepen.apps.documents import Document, Found, Reader, Source, Unreadable, passages, source_bytes
-from deepen.errors import DeepenError, OutputError, StorageError
+from deepen.database import database_errors, transaction
+from deepen.errors import OutputError
 from deepen.output import storage_errors
 from deepen.progress import Advance
 
@@ -119,7 +120,7 @@ class Knowledge:
             self._scratch = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             self._scratch.execute(f"CREATE VIRTUAL TABLE words USING fts5 (body, {_TOKENIZER})")
             self._scratch.execute("CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, instance)")
-            with self._transaction():
+            with transaction(self._database):
                 made = self._database.execute("PRAGMA user_version").fetchone()[0]
                 known = self._database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
                 if made == 0 and not known:
@@ -249,17 +250,6 @@ class Knowledge:
             self._database.execute("DELETE FROM file WHERE id = ?", row)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._database.execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
-
-    @contextmanager
     def _steps(self) -> Iterator[Callable[[], None]]:
         """A long piece of work, of which what is done is kept about each second."""
         since = time.monotonic()
@@ -271,23 +261,15 @@ class Knowledge:
                 self._database.execute("BEGIN IMMEDIATE")
                 since = time.monotonic()
 
-        with self._transaction():
+        with transaction(self._database):
             yield step
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-
-    def _explained(self, error: sqlite3.Error) -> DeepenError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}:
-            advice = "free some space, or name a file on another disk with --index"
-            return StorageError(f"the index cannot be kept ({error})", where=self.file, next=advice)
-        return OutputError(
-            f"the index cannot be used ({error})", where=self.file, next="delete it, or name another with --index"
+    def _errors(self) -> AbstractContextManager[None]:
+        return database_errors(
+            self.file,
+            "the index cannot be used",
+            full="free some space, or name a file on another disk with --index",
+            otherwise="delete it, or name another with --index",
         )
 
 

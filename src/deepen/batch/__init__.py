@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from deepen.batch.engines import Asker, Fatal, LlamacppAsker, LocalAsker, RemoteAsker
-from deepen.batch.journal import Journal
 from deepen.batch.lines import EMBEDDINGS, Defaults, Task, answer_line, error_line, read_tasks, request_body
 from deepen.checkpoint import resolve
 from deepen.energy import open_meter
@@ -28,6 +27,7 @@ from deepen.engine.process import require_xllamacpp, thread_count
 from deepen.engine.protocol import TOP_K, TOP_P
 from deepen.engine.request import check_request
 from deepen.errors import DataError, OptionError
+from deepen.journal import Journal
 from deepen.output import check_target, partial_path, resumable_file
 from deepen.prepare import choose, conversations, fingerprint, given, open_engine, prepare_gguf, refuse
 from deepen.progress import progress, say
@@ -150,10 +150,9 @@ def batch(
     if out.exists() and out.samefile(requests):
         raise OptionError("the output would replace the input", where=out, next="choose another name")
     plans = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
-    with resumable_file(out, overwrite=overwrite) as folder:
-        journal = Journal(folder)
+    with resumable_file(out, overwrite=overwrite) as folder, Journal(folder / "answers.jsonl") as journal:
         chosen = _choose(
-            model, engine, plans, before=journal.head or {},
+            model, engine, plans, before=journal.head,
             lines=len(tasks), embeds=any(task.url == EMBEDDINGS for task in tasks), parallel=parallel, context=context,
             quantize=quantize, device=device, dtype=dtype,
         )  # fmt: skip
@@ -161,11 +160,11 @@ def batch(
         defaults = Defaults(chosen.model, max_new_tokens, seed, system, sampling, chosen.fixed)
         options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "system": system}
         head = {"input": hashlib.sha256(content).hexdigest(), **options, **chosen.facts}
-        journal.check(head, partial_path(out))
-        waiting = [task for task in tasks if task.error is None and task.number not in journal]
+        journal.begin(head, partial_path(out))
+        waiting = [task for task in tasks if task.error is None and str(task.number) not in journal]
         if len(journal):
             say(f"Continuing: {len(journal)} lines are answered, {len(waiting)} are left")
-        cost = _answer(chosen, waiting, defaults, partial(journal.add, head)) if waiting else _Cost()
+        cost = _answer(chosen, waiting, defaults, lambda number, line: journal.keep(str(number), line)) if waiting else _Cost()
         counts = _write(folder / "complete", tasks, journal)
     speed = cost.tokens / cost.seconds if cost.seconds else 0.0
     return Batch(len(tasks), *counts, cost.seconds, speed, cost.joules, chosen.name)
@@ -253,7 +252,7 @@ def _write(file: Path, tasks: Sequence[Task], journal: Journal) -> tuple[int, in
     succeeded = prompt_tokens = completion_tokens = 0
     with file.open("w", encoding="utf-8") as output:
         for task in tasks:
-            line = error_line(task, *task.error) if task.error else journal.line(task.number)
+            line = error_line(task, *task.error) if task.error else journal.get(str(task.number))
             output.write(f"{line}\n")
             written = json.loads(line)
             if written["error"] is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from deepen.chat.conversation import Turn, Turns, whole
-from deepen.errors import DeepenError, OutputError, StorageError
+from deepen.database import database_errors, transaction
+from deepen.errors import OutputError
 from deepen.output import storage_errors
 
 _VERSION = 1
@@ -69,7 +69,7 @@ class Store:
             # a rollback journal that is flushed at each commit: unlike a write-ahead log it also works on network disks
             self._database = sqlite3.connect(self.file, timeout=_SECONDS_TO_WAIT, isolation_level=None)
             self._database.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
+            with transaction(self._database):
                 version = self._database.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     for statement in _SCHEMA.split(";"):
@@ -80,7 +80,7 @@ class Store:
 
     def new(self, model: str) -> int:
         """Begin a conversation; its id."""
-        with self._errors(), self._transaction():
+        with self._errors(), transaction(self._database):
             return (
                 self._database.execute(
                     "INSERT INTO conversation (model, changed) VALUES (?, ?)", (whole(model), _now())
@@ -101,7 +101,7 @@ class Store:
              turn.energy_joules)
             for number, turn in enumerate(turns[start:], start=start)
         ]  # fmt: skip
-        with self._errors(), self._transaction():
+        with self._errors(), transaction(self._database):
             self._database.execute("DELETE FROM turn WHERE conversation = ? AND number >= ?", (conversation, start))
             self._database.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._database.execute("UPDATE conversation SET changed = ? WHERE id = ?", (_now(), conversation))
@@ -132,30 +132,11 @@ class Store:
         """Close the file."""
         self._database.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._database.execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-
-    def _explained(self, error: sqlite3.Error) -> DeepenError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY}:
-            advice = "free some space, or set DEEPEN_DATA to a folder on another disk"
-            return StorageError(f"the chat cannot be kept ({error})", where=self.file, next=advice)
-        return OutputError(f"the chat cannot be kept ({error})", where=self.file, next="set DEEPEN_DATA to another folder")
+    def _errors(self) -> AbstractContextManager[None]:
+        elsewhere = "set DEEPEN_DATA to a folder on another disk"
+        return database_errors(
+            self.file, "the chat cannot be kept", full=f"free some space, or {elsewhere}", otherwise=elsewhere
+        )
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deepen.data.text import Paths
 from deepen.errors import OptionError
 from deepen.explore.candidates import KINDS
+from deepen.journal import Journal
 from deepen.output import check_target, new_folder
 from deepen.progress import say
 
@@ -128,7 +129,8 @@ def explore(
     check_target(out, overwrite=overwrite)
     prepared = prepare(settings)
     with new_folder(out, overwrite=overwrite, resume=not overwrite) as folder:
-        found = run(prepared, folder / _JOURNAL, Path(out))
+        with Journal(folder / _JOURNAL) as journal:
+            found = run(prepared, journal, Path(out))
         if heal is not None and found.plans:
             found = heal_finalists(found, prepared, steps=heal, folder=folder / _TRIALS)
         write_report(folder, found)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from deepen.data.text import IGNORED
-from deepen.explore.journal import Journal
 from deepen.explore.material import Part
 from deepen.explore.memory import Memory
 from deepen.explore.network import Network
 from deepen.explore.screen import Likeness
 from deepen.explore.statistics import Floats, Sample
 from deepen.explore.sweep import Layers, evaluations, sweep
+from deepen.journal import Journal
 from deepen.progress import Advance
 
 

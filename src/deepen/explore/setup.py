@@ -17,7 +17,6 @@ from deepen.checkpoint import Checkpoint, resolve
 from deepen.data.text import check_vocabulary
 from deepen.errors import DataError, OptionError, UnsupportedModelError
 from deepen.explore.candidates import candidates
-from deepen.explore.journal import Journal
 from deepen.explore.material import Part, first_tokens, read_parts
 from deepen.explore.memory import Memory, fit
 from deepen.explore.network import Network, resident
@@ -28,6 +27,7 @@ from deepen.explore.search import grid, intervals, ranked, rescore, scored, sear
 from deepen.explore.shares import check_units, share_out
 from deepen.explore.statistics import Sample, draws, interval, means
 from deepen.explore.sweep import evaluations
+from deepen.journal import Journal
 from deepen.likelihood import check_context
 from deepen.model import load
 from deepen.plan import Plan, read_architecture, read_facts
@@ -158,17 +158,17 @@ def prepare(settings: Settings) -> Prepared:
     return Prepared(settings, checkpoint, stack, pool, cost, searched, held_out, guard, memory, dtype, read)
 
 
-def run(prepared: Prepared, journal: Path, out: Path) -> Exploration:
+def run(prepared: Prepared, journal: Journal, out: Path) -> Exploration:
     """Search, score the best again, and say what was found."""
     settings, depth = prepared.settings, prepared.stack.num_hidden_layers
     say(f"{len(prepared.pool):,} plans to choose from; the search takes {prepared.memory}")
     network = open_network(prepared)
     first = prepared.search[0][0].rows[0][0]
     network.check_identity(torch.from_numpy(first[None].astype(np.int64)).to(settings.device))
-    kept = Journal(journal, _head(prepared), out)
+    journal.begin(_head(prepared), out)
     exhaustive = _work(prepared.pool, prepared.search, depth, shared=True)
     total = exhaustive if settings.exhaustive else int(share_of(prepared.pool) * exhaustive)
-    scorer = Scorer(network, kept, prepared.memory, torch.device(settings.device))
+    scorer = Scorer(network, journal, prepared.memory, torch.device(settings.device))
     with progress("Searching", total, "layer tokens") as advance:
         scorer.advance = advance
         found = search(

@@ -19,10 +19,11 @@ from typing import Any
 from deepen.data.contamination import BenchmarkIndex, open_index, without_matches
 from deepen.engine.openai import KEY_VARIABLES
 from deepen.errors import NetworkError, OptionError
+from deepen.journal import Journal
 from deepen.output import check_target, new_file, partial_path
 from deepen.progress import say
 from deepen.synthesize import judge
-from deepen.synthesize.cache import open_cache
+from deepen.synthesize.answer import Answer
 from deepen.synthesize.check import Result, check_values, drop_benchmarks, drop_repeated
 from deepen.synthesize.client import Client
 from deepen.synthesize.gather import Sampling, Task, gather, replay, tasks_of, used_keys
@@ -147,7 +148,7 @@ def synthesize(
     with ExitStack() as stack:
         # the rows appear last of all, so that whoever sees them sees everything
         targets = [stack.enter_context(new_file(file, overwrite=overwrite or (begun and file != out))) for file in files]
-        answers = stack.enter_context(open_cache(cache))
+        answers = stack.enter_context(Journal(cache))
         benchmarks = open_index(exclude_benchmarks) if exclude_benchmarks else None
         used, left_out = _seeds(seeds, limit, similarity, benchmarks, skip_unanswered=skip_unanswered)
         sampling = Sampling(model or client.first_model(), max_new_tokens, temperature)
@@ -167,7 +168,7 @@ def synthesize(
         results = drop_repeated(results, used, similarity)
         if benchmarks is not None:
             results = drop_benchmarks(results, benchmarks)
-        spent = usage_of((answers[key] for key in used_keys(tasks, sampling, answers)), price)
+        spent = usage_of((Answer(**answers.get(key)) for key in used_keys(tasks, sampling, answers)), price)
         preferences = _preferences(results)
         report = _report(results, names, len(used), left_out, sampling, spent, len(preferences) if pairs is not None else None)
         _write_lines(targets[0], [_row(result, sampling.model) for result in results if result.kept])

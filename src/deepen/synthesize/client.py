@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from deepen.engine.http import Refusal, response
 from deepen.errors import DataError, DeepenError, NetworkError, OptionError
-from deepen.synthesize.cache import Answer
+from deepen.synthesize.answer import Answer
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 60.0  # seconds before a request is sent again
 _LONGEST_WAIT = 900.0  # seconds that a server may ask for

@@ -9,12 +9,13 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from deepen.errors import DeepenError, NetworkError
+from deepen.journal import Journal
 from deepen.progress import progress, say
-from deepen.synthesize.cache import Answer, Cache, key_of
+from deepen.synthesize.answer import Answer, key_of
 from deepen.synthesize.client import CONTINUE, Client, SetAside
 from deepen.synthesize.kinds import KINDS, Draft, Drawing, Refused
 from deepen.synthesize.seeds import Seed
@@ -58,7 +59,7 @@ _Asked = queue.SimpleQueue[Missing | None]
 _Arrived = queue.SimpleQueue[tuple[str, Answer | BaseException]]
 
 
-def replay(task: Task, sampling: Sampling, cache: Cache) -> Made | Refused | Missing:
+def replay(task: Task, sampling: Sampling, answers: Journal) -> Made | Refused | Missing:
     """What a task comes to with the answers that are there."""
     steps = KINDS[task.kind](task.seed, task.drawing)
     key = ""
@@ -67,32 +68,32 @@ def replay(task: Task, sampling: Sampling, cache: Cache) -> Made | Refused | Mis
         while True:
             body = _body(prompt, task, sampling)
             key = key_of(body, task.drawing.sample)
-            if key not in cache:
+            if key not in answers:
                 return Missing(key, body)
-            prompt = steps.send(cache[key])
+            prompt = steps.send(Answer(**answers.get(key)))
     except StopIteration as end:
         return Made(end.value, key)
     except Refused as refused:
         return refused
 
 
-def used_keys(tasks: Sequence[Task], sampling: Sampling, cache: Cache) -> Iterator[str]:
+def used_keys(tasks: Sequence[Task], sampling: Sampling, answers: Journal) -> Iterator[str]:
     """The names of the requests that went into drafts, each once."""
     seen: set[str] = set()
     for task in tasks:
         steps = KINDS[task.kind](task.seed, task.drawing)
         try:
             prompt = next(steps)
-            while (key := key_of(_body(prompt, task, sampling), task.drawing.sample)) in cache:
+            while (key := key_of(_body(prompt, task, sampling), task.drawing.sample)) in answers:
                 if key not in seen:
                     seen.add(key)
                     yield key
-                prompt = steps.send(cache[key])
+                prompt = steps.send(Answer(**answers.get(key)))
         except (StopIteration, Refused):
             pass
 
 
-def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cache, *, parallel: int) -> list[str]:
+def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, answers: Journal, *, parallel: int) -> list[str]:
     """Ask for every answer that tasks need and that is not there; returns why requests were set aside, one text for each.
 
     Raises:
@@ -108,7 +109,7 @@ def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cac
     with _workers(client, min(parallel, len(tasks))) as (asked, arrived), progress("Making", len(tasks), "drafts") as advance:
         while True:
             while stop is None and len(flying) < parallel and (task := ready.popleft() if ready else next(source, None)):
-                missing = replay(task, sampling, cache)
+                missing = replay(task, sampling, answers)
                 if not isinstance(missing, Missing) or missing.key in aside:
                     advance(1)
                 elif missing.key in flying:
@@ -121,7 +122,7 @@ def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cac
             key, came = arrived.get()
             waiting = flying.pop(key)
             if isinstance(came, Answer):
-                cache.add(key, came)
+                answers.keep(key, asdict(came))
                 tokens, in_row = tokens + (came.completion_tokens or 0), 0
                 ready.extend(waiting)
                 advance(0, f"{tokens / (time.monotonic() - start):.1f} tokens/s")
@@ -138,7 +139,7 @@ def gather(tasks: Sequence[Task], sampling: Sampling, client: Client, cache: Cac
                 if flying:
                     say(f"Stopping: {len(flying)} answers that are on their way are waited for")
     if stop is not None:
-        raise _with_count(stop, len(cache))
+        raise _with_count(stop, len(answers))
     return list(aside.values())
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 from deepen.synthesize.algebra import NUMBER
-from deepen.synthesize.cache import Answer
+from deepen.synthesize.answer import Answer
 from deepen.synthesize.seeds import Seed
 from deepen.synthesize.similar import are_similar
 from deepen.synthesize.values import Value, read_value, same_value

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepen.synthesize.cache import Answer
+from deepen.synthesize.answer import Answer
 from deepen.synthesize.check import Result
 
 SAMPLES = 20
