@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deepen.evaluate.stock import Leaf
 
 _USUAL_METRICS = ("acc_norm", "acc", "exact_match", "pct_stereotype", "f1", "likelihood_diff")
+_SHARES = ("acc_norm", "acc", "exact_match", "pct_stereotype")  # metrics that lie between 0 and 1
 _SHOWN_CHARACTERS = 1500  # of a prompt's end
 
 
@@ -59,6 +60,8 @@ def task_result(job: Job, found: Mapping[str, Any], seconds: float, joules: floa
     scores = [item.score for item in items]
     facts: dict[str, Any] = {"metrics": _metrics(results, names)}
     value, error, low, high = mean_interval(scores, strata=strata)
+    if metric in _SHARES and low is not None and high is not None:
+        low, high = max(low, 0.0), min(high, 1.0)  # a probability's bootstrap does not know its bounds
     if len(names) > 1:
         assert len(names) == SUBJECTS
         facts["subjects"] = {
