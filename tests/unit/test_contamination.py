@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="gsm8k"):
         read_benchmarks("gsm8")
     write_benchmark(tmp_path / "eval")
-    with pytest.raises(DataError, match=r"no folder for arc_challenge.*\n.*allenai/ai2_arc"):
+    with pytest.raises(DataError, match="no folder for the data set allenai/ai2_arc"):
         read_benchmarks("h6", tmp_path / "eval")
     with pytest.raises(DataError, match="split 'dev'"):
         read_benchmarks(f"{tmp_path}/eval/gsm8k:main:dev")

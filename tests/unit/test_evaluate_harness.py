@@ -69,6 +69,11 @@ def test_mmlu_is_one_value_the_plain_mean_of_57_subjects(model, data):
     assert len(harness.lm_eval["results"]) == 57
 
 
+def test_an_interval_of_a_share_ends_at_0_and_1(model, data):
+    result = run_tasks(model, ["truthfulqa_mc2"], data=data, limit=2).tasks["truthfulqa_mc2"]
+    assert 0 <= result.low <= result.value <= result.high <= 1
+
+
 def test_what_others_read_of_lm_eval_is_json(model, data):
     own = run_tasks(model, ["arc_challenge", "truthfulqa_mc2"], data=data, limit=3).lm_eval
     again = json.loads(json.dumps(own))

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from benchmark_data import rows_of, write_set
+from deepen.data.layout import locate, split_files
 from deepen.errors import DataError, OptionError
-from deepen.evaluate.folders import read_folder, split_files
+from deepen.evaluate.folders import read_folder
 from deepen.evaluate.sequences import Pair, arrange, common, remaining
-from deepen.evaluate.tasks import SUBJECTS, SUITES, check_limit, definition, evenly_spaced, expand, find, locate, version
+from deepen.evaluate.tasks import SUBJECTS, SUITES, check_limit, definition, evenly_spaced, expand, find, version
 
 LEADERBOARD = {
     "arc_challenge": (25, "acc_norm"),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from deepen.checkpoint.hub import is_hub_id
 from deepen.data import hub
+from deepen.data.layout import KINDS, configurations, locate, split_files, usual_names
 from deepen.data.rows import malformed, open_rows
 from deepen.data.sources import Paths
 from deepen.errors import DataError, OptionError
@@ -32,29 +31,22 @@ class Row(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a benchmark's rows are: on the Hub, in which configuration and split, and what else a local copy is called."""
+    """Where a benchmark's rows are: on the Hub, in which configuration and split."""
 
     hub: str
     config: str
     split: str
-    others: tuple[str, ...] = ()
-
-    @property
-    def folders(self) -> set[str]:
-        """Names that a local copy may have, in lower case."""
-        owner, _, name = self.hub.lower().partition("/")
-        return {name, *(f"{owner}{mark}{name}" for mark in ("_", "__", "--", "-")), *self.others}
 
 
 _PLACES = {
-    "arc_challenge": _Place("allenai/ai2_arc", "ARC-Challenge", "test", ("arc_challenge", "arc")),
+    "arc_challenge": _Place("allenai/ai2_arc", "ARC-Challenge", "test"),
     "hellaswag": _Place("Rowan/hellaswag", "", "validation"),
-    "mmlu": _Place("cais/mmlu", "all", "test", ("hendrycks_test",)),
-    "truthfulqa_mc2": _Place("truthfulqa/truthful_qa", "multiple_choice", "validation", ("truthfulqa",)),
+    "mmlu": _Place("cais/mmlu", "all", "test"),
+    "truthfulqa_mc2": _Place("truthfulqa/truthful_qa", "multiple_choice", "validation"),
     "winogrande": _Place("allenai/winogrande", "winogrande_xl", "validation"),
     "gsm8k": _Place("openai/gsm8k", "main", "test"),
     "bbq": _Place("oskarvanderwal/bbq", "All", "test"),
-    "crows_pairs": _Place("jannalu/crows_pairs_multilingual", "english", "test", ("crows_pairs",)),
+    "crows_pairs": _Place("jannalu/crows_pairs_multilingual", "english", "test"),
     "winogender": _Place("oskarvanderwal/winogender", "all", "test"),
 }
 _H4 = ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2")
@@ -71,8 +63,6 @@ NAMES = (*_PLACES, *GROUPS)
 
 _SAME = {"truthfulqa": "truthfulqa_mc2", "truthfulqa_mc1": "truthfulqa_mc2", "arc": "arc_challenge"}
 _SPLITS = ("test", "validation", "train")  # a benchmark is scored on the first of these that it has
-_KINDS = (".json", ".jsonl", ".parquet")
-_HEADER = re.compile(r"---\s*\n(.*?)\n---\s*$", re.DOTALL | re.MULTILINE)
 _ABOUT = {"role", "from", "id", "type"}  # keys of values that say nothing themselves
 
 
@@ -164,8 +154,8 @@ def _read(word: str, data: Path | None) -> Iterator[tuple[str, Iterator[Row]]]:
     if path.exists() or hub.is_data_set(Path(hub.parse(word).name)):
         yield from _read_path(word, path)
     elif name in _PLACES:
-        yield name, (_local(name, data) if data is not None else _online(name))
-    elif path.suffix not in _KINDS and is_hub_id(hub.parse(word).name) and ":" in word:
+        yield name, (_local(_PLACES[name], data) if data is not None else _online(name))
+    elif path.suffix not in KINDS and is_hub_id(hub.parse(word).name) and ":" in word:
         yield word, _rows(Path(word))
     else:
         near = get_close_matches(word, NAMES, n=3)
@@ -187,34 +177,24 @@ def _read_path(word: str, path: Path) -> Iterator[tuple[str, Iterator[Row]]]:
             yield _called(each), _folder_rows(each, "", "")
     else:
         raise DataError(
-            f"it has no {', '.join(_KINDS)} file, nor a folder in the Hub's layout",
+            f"it has no {', '.join(KINDS)} file, nor a folder in the Hub's layout",
             where=word,
             next="give the folder of a benchmark",
         )
 
 
 def _has_rows(folder: Path) -> bool:
-    return hub.is_data_set(folder) or any(each.suffix in _KINDS for each in folder.iterdir())
+    return hub.is_data_set(folder) or any(each.suffix in KINDS for each in folder.iterdir())
 
 
 def _called(folder: Path) -> str:
     """The name of the benchmark that is usually in a folder of that name."""
     name = folder.resolve().name
-    return next((known for known, place in _PLACES.items() if name.lower() in place.folders), name)
+    return next((known for known, place in _PLACES.items() if name.lower() in usual_names(place.hub)), name)
 
 
-def _local(name: str, data: Path) -> Iterator[Row]:
-    place = _PLACES[name]
-    if not data.is_dir():
-        raise DataError("the folder of benchmark data does not exist", where=data, next="name an existing folder")
-    for folder in (*sorted(data.iterdir()), data):
-        if folder.is_dir() and folder.name.lower() in place.folders:
-            return _folder_rows(folder, place.config, place.split)
-    raise DataError(
-        f"there is no folder for {name} in it",
-        where=data,
-        next=f"put a copy of {place.hub} there, or leave the folder out to take it from the Hub",
-    )
+def _local(place: _Place, data: Path) -> Iterator[Row]:
+    return _folder_rows(locate(data, place.hub), place.config, place.split)
 
 
 def _online(name: str) -> Iterator[Row]:
@@ -261,44 +241,22 @@ def _folder_rows(folder: Path, config: str, split: str) -> Iterator[Row]:
 
 
 def _files(folder: Path, config: str) -> dict[str, list[Path]]:
-    """The files of each split, by the README's header; without one, by the names of the files."""
-    configs = _header(folder)
-    if config in configs:
-        configs = {config: configs[config]}
-    elif whole := [each for each in configs if each.lower() == "all"]:
-        configs = {whole[0]: configs[whole[0]]}
+    """The files of each split of a configuration, or of all of them; without a header, by the names of the files."""
+    known = configurations(folder)
+    if not known:
+        return _unlisted(folder)
+    chosen = [config] if config in known else [each for each in known if each.lower() == "all"] or known
     files: dict[str, list[Path]] = {}
-    for parts in configs.values():
-        for split, patterns in parts:
-            for pattern in patterns:
-                files.setdefault(split, []).extend(each for each in sorted(folder.glob(pattern)) if each.is_file())
-    if not configs:
-        for file in sorted(each for each in folder.rglob("*") if each.suffix in _KINDS):
-            named = re.search(r"test|val|train", file.stem)
-            files.setdefault({"val": "validation"}.get(named[0], named[0]) if named else "rows", []).append(file)
-    return {split: list(dict.fromkeys(each)) for split, each in files.items()}
+    for each in chosen:
+        for split, some in split_files(folder, each).items():
+            files.setdefault(split, []).extend(some)
+    return {split: list(dict.fromkeys(some)) for split, some in files.items()}
 
 
-def _header(folder: Path) -> dict[str, list[tuple[str, list[str]]]]:
-    """For each configuration that a folder's README names its splits, and the patterns of their files."""
-    readme = folder / "README.md"
-    header = _HEADER.match(readme.read_text(encoding="utf-8", errors="replace")) if readme.is_file() else None
-    try:
-        listed = (yaml.safe_load(header[1]) or {}).get("configs") or [] if header else []
-        return {str(each["config_name"]): list(_splits(each["data_files"])) for each in listed if "data_files" in each}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DataError("its header does not say which files it has", where=readme, next="mend the list `configs`") from error
-
-
-def _splits(listed: Any) -> Iterator[tuple[str, list[str]]]:
-    if isinstance(listed, str):
-        yield "train", [listed]
-        return
-    for each in listed:
-        split, path = ("train", each) if isinstance(each, str) else (each["split"], each["path"])
-        yield str(split), _inside([path] if isinstance(path, str) else path)
-
-
-def _inside(patterns: Sequence[str]) -> list[str]:
-    """Patterns of files in the folder itself."""
-    return [pattern for pattern in patterns if not Path(pattern).is_absolute() and ".." not in Path(pattern).parts]
+def _unlisted(folder: Path) -> dict[str, list[Path]]:
+    """All files of rows; what does not say its split is one of its own."""
+    files: dict[str, list[Path]] = {}
+    for file in sorted(each for each in folder.rglob("*") if each.suffix in KINDS):
+        named = re.search(r"test|val|train", file.stem)
+        files.setdefault({"val": "validation"}.get(named[0], named[0]) if named else "rows", []).append(file)
+    return files

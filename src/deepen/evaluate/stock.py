@@ -17,9 +17,10 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from deepen.data.layout import locate
 from deepen.errors import DataError, UnsupportedModelError
 from deepen.evaluate.folders import read_folder, read_hub
-from deepen.evaluate.tasks import Task, evenly_spaced, locate
+from deepen.evaluate.tasks import Task, evenly_spaced
 
 _SEED = 1234  # of the examples, as `lm_eval` has it
 _KINDS = {"multiple_choice", "loglikelihood", "generate_until"}

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from deepen.errors import DataError, MissingDependencyError, OptionError, UnsupportedModelError
+from deepen.errors import MissingDependencyError, OptionError, UnsupportedModelError
 
 SUITES: Mapping[str, tuple[str, ...]] = {
     "h4": ("arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2"),
@@ -76,12 +76,6 @@ _KNOWN: Mapping[str, tuple[str, int, str, tuple[str, ...], Mapping[str, Any]]] =
         {"generation_kwargs": {"until": [":", "Question:", "Question"], "do_sample": False, "temperature": 0.0}},
     ),
 }
-_USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
-    "allenai/ai2_arc": ("arc",),
-    "cais/mmlu": ("hendrycks_test",),
-    "truthfulqa/truthful_qa": ("truthfulqa",),
-    "jannalu/crows_pairs_multilingual": ("crows_pairs",),
-}
 _GROUP_KEYS = {"group", "class"}  # of files that define no single task
 
 
@@ -137,33 +131,6 @@ def version(task: Task) -> str:
     text = json.dumps([defined, code, task.shots, task.settings], sort_keys=True, default=str)
     number = (next(iter(defined.values())).get("metadata") or {}).get("version", 0)
     return f"{number}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def locate(data: Path, source: str) -> Path:
-    """The folder that holds a data set of the Hub: named like it, in one of the usual spellings.
-
-    Args:
-        data: the folder that was given; the data set itself, or a folder of data sets.
-        source: its id on the Hub, such as `allenai/ai2_arc`.
-
-    Raises:
-        DataError: there is none.
-    """
-    owner, _, last = source.rpartition("/")
-    spellings = [last, *(f"{owner}{mark}{last}" for mark in ("_", "__", "--", "-") if owner), *_USUAL_NAMES.get(source, ())]
-    wanted = {spelling.lower() for spelling in spellings}
-    if not data.is_dir():
-        raise DataError("the folder of benchmark data does not exist", where=data, next="name an existing folder with --data")
-    inside = sorted(data.iterdir())
-    nested = [each / last for each in inside if each.name.lower() == owner.lower()] if owner else []
-    for place in [*inside, *nested, data]:
-        if place.is_dir() and (place.name.lower() in wanted):
-            return place
-    raise DataError(
-        f"no folder for the data set {source}; looked for {', '.join(dict.fromkeys(spellings))}",
-        where=data,
-        next=f"put a copy of {source} there, or leave --data away to take it from the Hub",
-    )
 
 
 def stock_folder() -> Path:
