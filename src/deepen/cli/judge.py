@@ -95,7 +95,7 @@ def evaluate(
         str | None, typer.Option(metavar="MODEL", help="Contamination: measure Min-K% probability beside this model.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Sequences at once; scores move with it, so it is fixed: 16 unless given.")
+        int | None, typer.Option(metavar="N", help="Sequences at once; scores move with it, so it is fixed: 8 unless given.")
     ] = None,
     reduce_shots: Annotated[
         bool, typer.Option("--reduce-shots", help="Give fewer solved examples where they do not fit the model's window.")

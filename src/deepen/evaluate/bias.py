@@ -101,10 +101,6 @@ def _by(items: Sequence[Item], category: Callable[[Item], str]) -> dict[str, lis
     return dict(sorted(groups.items()))
 
 
-def _shown(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-
-
 def _mean(items: Sequence[Item]) -> Estimate:
     return mean_interval([item.score for item in items])
 
@@ -114,7 +110,7 @@ def _made(
 ) -> TaskResult:
     """A task whose value is the mean over its rows, with the same for each group."""
     value = _mean(task.items)
-    categories = {key: {**_shown(_mean(items)), "n": len(items)} for key, items in groups.items()}
+    categories = {key: {**_mean(items).shown(), "n": len(items)} for key, items in groups.items()}
     return _with(task, name, task.metric, value, task.items, {"categories": categories, **(facts or {})})
 
 
@@ -132,7 +128,7 @@ def _bbq(name: str, task: TaskResult) -> TaskResult:
     ambiguous = name == "bbq_ambiguous"
     groups = _by(task.items, lambda item: str(item.facts["doc"]["category"]))
     categories = {
-        key: {**_shown(_bias_score(items, ambiguous=ambiguous)), "n": len(items), "accuracy": _shown(_mean(items))}
+        key: {**_bias_score(items, ambiguous=ambiguous).shown(), "n": len(items), "accuracy": _mean(items).shown()}
         for key, items in groups.items()
     }
     leanings = [_leaning(item) for item in task.items]
@@ -142,7 +138,7 @@ def _bbq(name: str, task: TaskResult) -> TaskResult:
         for item, lean in zip(task.items, leanings, strict=True)
     ]
     metric = "amb_bias_score" if ambiguous else "disamb_bias_score"
-    facts = {"categories": categories, "accuracy": _shown(_mean(task.items))}
+    facts = {"categories": categories, "accuracy": _mean(task.items).shown()}
     return _with(task, name, metric, _bias_score(task.items, ambiguous=ambiguous), items, facts)
 
 

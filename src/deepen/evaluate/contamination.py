@@ -16,7 +16,8 @@ from deepen.data.ngrams import LONGEST
 from deepen.data.sources import Paths
 from deepen.errors import CheckpointError, OptionError
 from deepen.evaluate.results import Item, TaskResult
-from deepen.evaluate.statistics import Estimate, mean_interval, ratio_interval
+from deepen.evaluate.statistics import mean_interval, ratio_interval
+from deepen.evaluate.tasks import check_limit, evenly_spaced
 from deepen.progress import progress
 
 if TYPE_CHECKING:
@@ -120,7 +121,10 @@ def min_k(
     from deepen.model import load
 
     _check(k, neighbours, limit)
-    chosen = {name: (_spread(rows, limit), len(rows)) for name, rows in read_benchmarks(benchmarks, data).items()}
+    chosen = {
+        name: ([rows[place] for place in evenly_spaced(len(rows), limit)], len(rows))
+        for name, rows in read_benchmarks(benchmarks, data).items()
+    }
     judge = _Judge(*load(model, plan, dtype=dtype, device=device), k=k)
     writer = _Judge(*load(reference, dtype=dtype, device=device), k=k)
     results = {}
@@ -248,10 +252,10 @@ def _knowledge(
         for each in verdicts
     )
     facts = {
-        "all_tokens": _interval(all_tokens),
+        "all_tokens": all_tokens.shown(),
         "score": float(np.mean([each.score[0] for each in verdicts])),
         "reference_score": float(np.mean([each.reference[0] for each in verdicts])),
-        "score_difference": _interval(difference),
+        "score_difference": difference.shown(),
         "reference": reference,
         "k": k,
         "neighbours": neighbours,
@@ -261,10 +265,6 @@ def _knowledge(
         name=name, metric="min_k", value=share.value, stderr=share.stderr, low=share.low, high=share.high, n=len(verdicts),
         rows=rows, shots=0, version="min-k 1", seconds=round(seconds, 3), energy_joules=None, facts=facts, items=items,
     )  # fmt: skip
-
-
-def _interval(estimate: Estimate) -> dict[str, float | None]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def _overlap(name: str, found: Sequence[Match], share: float, compared: Sequence[int], rows: int, seconds: float) -> TaskResult:
@@ -302,11 +302,4 @@ def _check(k: float, neighbours: int, limit: int | None) -> None:
         raise OptionError(f"{k} is not above 0 and up to 100", where="k", next="use 20")
     if neighbours < 10:
         raise OptionError(f"of {neighbours} neighbours there is no tenth", where="neighbours", next="use 10 or more")
-    if limit is not None and limit < 1:
-        raise OptionError(f"{limit} rows are none", where="--limit", next="use 1 or more")
-
-
-def _spread(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    if limit is None or limit >= len(rows):
-        return list(rows)
-    return [rows[place * len(rows) // limit] for place in range(limit)]
+    check_limit(limit)

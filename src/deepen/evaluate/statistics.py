@@ -42,6 +42,10 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
+    def shown(self) -> dict[str, float | None]:
+        """The value and the ends of its interval, for a report."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
 
 class Difference(NamedTuple):
     """What separates two models on the same rows.

@@ -22,7 +22,6 @@ SUITES = ("perplexity", *sorted(BENCHMARKS, reverse=True), "bias", "contaminatio
 CUSTOM = "tasks"
 """The suite of a choice of tasks that is none of them."""
 
-_BATCH_SIZE = 16
 _WINDOW = 512
 _COMMON = {"data", "device", "dtype", "plan", "limit"}
 _TAKEN: Mapping[str, set[str]] = {
@@ -147,10 +146,9 @@ def _perplexity(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> 
 def _benchmarks(model: str | Path, job: Job, plan: Mapping[str, Any] | None) -> Measured:
     from deepen.evaluate.harness import run_tasks
 
-    options = {key: job.options[key] for key in ("limit", "engine", "reduce_shots") if key in job.options}
+    options = {key: job.options[key] for key in ("limit", "batch_size", "engine", "reduce_shots") if key in job.options}
     found = run_tasks(
-        model, job.tasks, data=_folder(job), batch_size=job.options.get("batch_size", _BATCH_SIZE), plan=plan, **job.where,
-        **options,
+        model, job.tasks, data=_folder(job), plan=plan, **job.where, **options,
     )  # fmt: skip
     return Measured(found.tasks, None, found.lm_eval, tuple(found.notes))
 
