@@ -95,7 +95,9 @@ def open_page(url, profile):
         try:
             target = call("Target.createTarget", {"url": url})["targetId"]
             session["sessionId"] = call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-            yield Page(call)
+            page = Page(call)
+            page.wait("location.href !== 'about:blank' && document.readyState !== 'loading' && document.body !== null")
+            yield page
             session.clear()
             call("Browser.close", {})
             process.wait(30)
