@@ -12,7 +12,7 @@ measures on the first text, for all blocks i:j run twice,
 and on every text, for plans of `--add` layers, what the screened search finds against the exhaustive one, both judged on
 held-out text, and what share of the work it did, counted in layer evaluations times tokens. `--layer-scan` installs that tool
 into an environment of its own, lets it scan the model with its own probe, and judges its first plans on the same held-out text.
-A dated result goes to `benchmarks/results/`.
+`--skip-blocks` leaves the first part out, which takes most of the time. A dated result goes to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -124,15 +124,25 @@ def layer_scan(model: Path, text: Path, work: Path, *, window: int, tokens: int)
     return {"seconds": seconds, "picked": judged, "deepen": own}
 
 
+def all_blocks(model: Path, text: Path, work: Path, loop_plans: int, shape: dict[str, int]) -> dict[str, Any]:
+    """The searches through all blocks i:j run twice, and the loop."""
+    blocks: dict[str, Any] = {"kinds": ("repeat",), "budget": EVERYTHING, **shape}
+    full = searched(model, text, work, exhaustive=True, **blocks)
+    screened = searched(model, text, work, **blocks)
+    return {
+        "exhaustive": full,
+        "screened": screened,
+        "loops": [looped(model, text, dtype=dtype, plans=loop_plans, **shape) for dtype in ("float32", None)],
+        "fewer_evaluations": full["work"]["naive"] / full["work"]["actual"],
+        **found_against_best(screened, full),
+    }
+
+
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Every measurement."""
     model, first, work = resolve(options.model), options.text[0], options.work
     work.mkdir(parents=True, exist_ok=True)
     shape = {"tokens": options.tokens, "window": options.window}
-    blocks: dict[str, Any] = {"kinds": ("repeat",), "budget": EVERYTHING, **shape}
-    full = searched(model, first, work, exhaustive=True, **blocks)
-    screened = searched(model, first, work, **blocks)
-    loops = [looped(model, first, dtype=dtype, plans=options.loop_plans, **shape) for dtype in ("float32", None)]
     sized: dict[str, Any] = {"add": options.add, "kinds": tuple(options.kinds), **shape}
     texts = {}
     for text in options.text:
@@ -147,28 +157,17 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
             "versions": {name: machine["versions"][name] for name in ("deepen", "torch", "transformers")},
         },
         "settings": {**shape, "add": options.add, "kinds": list(options.kinds), "loop_plans": options.loop_plans},
-        "blocks": {
-            "exhaustive": full,
-            "screened": screened,
-            "loops": loops,
-            "fewer_evaluations": full["work"]["naive"] / full["work"]["actual"],
-            **found_against_best(screened, full),
-        },
+        "blocks": None if options.skip_blocks else all_blocks(model, first, work, options.loop_plans, shape),
         "texts": texts,
         "layer_scan": layer_scan(model, first, work, **shape) if options.layer_scan else None,
     }
 
 
-def report(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    machine, blocks, settings = result["machine"], result["blocks"], result["settings"]
+def report_blocks(blocks: dict[str, Any]) -> list[str]:
+    """The part about all blocks i:j."""
     full, screened = blocks["exhaustive"], blocks["screened"]
     ratio = screened["seconds"] / full["seconds"]
     lines = [
-        "# Searching layer plans\n",
-        f"{result['date']}, `python benchmarks/explore.py`\n",
-        f"- {machine['cpu']}, {machine['cores']} cores; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}",
-        f"- {settings['tokens']:,} tokens in windows of {settings['window']}, and as many held out\n",
         f"## All {full['plans']} blocks i:j run twice\n",
         "| | layer evaluations times tokens | seconds | to the exhaustive search |\n|---|---|---|---|",
         f"| exhaustive, shared states | {full['work']['actual']:,} | {full['seconds']:.0f} | 1.00 |",
@@ -177,9 +176,22 @@ def report(result: dict[str, Any]) -> str:
     for loop in blocks["loops"]:
         label = f"loop over virtual models, {loop['dtype']} ({loop['timed_plans']} timed)"
         lines.append(f"| {label} | {loop['work']:,} | {loop['seconds']:.0f} | {loop['seconds'] / full['seconds']:.2f} |")
-    lines += [
+    return [
+        *lines,
         f"\nEach plan from the start runs {blocks['fewer_evaluations']:.2f} times as many layers. Both searches' times hold "
         "loading the model and scoring the best on held-out text.\n",
+    ]
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    machine, settings = result["machine"], result["settings"]
+    lines = [
+        "# Searching layer plans\n",
+        f"{result['date']}, `python benchmarks/explore.py`\n",
+        f"- {machine['cpu']}, {machine['cores']} cores; {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}",
+        f"- {settings['tokens']:,} tokens in windows of {settings['window']}, and as many held out\n",
+        *([] if result["blocks"] is None else report_blocks(result["blocks"])),
         f"## Plans of {settings['add']} added layers ({', '.join(settings['kinds'])})\n",
         "| text | plans | share of the work | found | nats | exhaustive best | nats | perplexity above the best |",
         "|---|---|---|---|---|---|---|---|",
@@ -212,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--add", type=int, default=14, help="layers that the plans add")
     parser.add_argument("--kinds", nargs="+", default=[kind for kind in KINDS if kind != "union"], choices=KINDS)
     parser.add_argument("--loop-plans", type=int, default=16, help="plans of the loop that are timed")
+    parser.add_argument("--skip-blocks", action="store_true", help="only the plans of --add layers")
     parser.add_argument("--layer-scan", action="store_true", help="install and run layer-scan besides")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "explore", help="for files that come and go")
     parser.add_argument("--results", type=Path, default=HERE / "results")

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from deepen.engine.llamacpp import Server
 from deepen.engine.tools import as_calls, as_schema, call_events, must_call
 from deepen.errors import DeepenError, printable
+from deepen.serve.upstream import Upstream, open_upstream
 
 _HEAD_BYTES = 32 << 10
 _HEAD_SECONDS = 30.0
@@ -231,25 +232,23 @@ class Front:
             return text
         request = _request("GET", "/metrics", {}, b"", self.engine, key=self.engine.key)
         try:
-            up_reader, up_writer = await _open(self.engine)
-            up_writer.write(request)
-            _, _, body = (await up_reader.read()).partition(b"\r\n\r\n")
-            up_writer.close()
+            upstream = await open_upstream(self.engine)
+            await upstream.ask(request)
+            return text + (await upstream.body()).decode(errors="replace")
         except ConnectionError:
             return text
-        return text + body.decode(errors="replace")
 
     async def _relay(
         self, engine: Server, request: bytes, client: asyncio.StreamReader, reply: _Reply, convert: Convert | None
     ) -> None:
         """Pass a request on and its answer back; the client's leaving ends both."""
         try:
-            up_reader, up_writer = await _open(engine)
+            upstream = await open_upstream(engine)
         except ConnectionError:
             asyncio.get_running_loop().create_task(self.revive(engine)).add_done_callback(_report)
             raise _Refused(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error") from None
         leaving = asyncio.ensure_future(client.read(1))
-        passing = asyncio.ensure_future(_pass_on(up_reader, up_writer, request, reply, convert))
+        passing = asyncio.ensure_future(_pass_on(upstream, request, reply, convert))
         try:
             await asyncio.wait({leaving, passing}, return_when=asyncio.FIRST_COMPLETED)
             if not passing.done():
@@ -262,7 +261,7 @@ class Front:
                 task.cancel()
                 with suppress(asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
                     await task
-            up_writer.close()
+            upstream.close()
 
 
 def _calls(asked: Mapping[str, Any], body: bytes) -> tuple[str, bytes]:
@@ -342,41 +341,22 @@ def _request(method: str, target: str, headers: Mapping[str, str], body: bytes, 
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body
 
 
-async def _open(engine: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    assert engine.address.hostname is not None
-    return await asyncio.open_connection(engine.address.hostname, engine.address.port, limit=_HEAD_BYTES)
-
-
-async def _pass_on(
-    up_reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter, request: bytes, reply: _Reply, convert: Convert | None
-) -> bool:
+async def _pass_on(upstream: Upstream, request: bytes, reply: _Reply, convert: Convert | None) -> bool:
     """Send a request and stream its answer to the client, or convert it as a whole. False if the engine broke off."""
     try:
-        up_writer.write(request)
-        head = (await up_reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    except (ConnectionError, asyncio.IncompleteReadError):
+        status, headers = await upstream.ask(request)
+    except ConnectionError:
         return False
-    first, *lines = head.split("\r\n")
-    pairs = (line.partition(":") for line in lines if line)
-    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    status = int(first.split(" ")[1])
     if convert is not None and status == HTTPStatus.OK:
-        kind, body = convert(await up_reader.readexactly(int(headers["content-length"])))
+        answer = await upstream.body()
+        if len(answer) < int(headers["content-length"]):
+            return False
+        kind, body = convert(answer)
         reply.head(status, {"Content-Type": kind, "Content-Length": str(len(body))})
         reply.writer.write(body)
         return True
     reply.head(status, {name: value for name, value in headers.items() if name in _KEPT})
-    left, tail = int(headers.get("content-length", 0)), b""
-    try:
-        while piece := await up_reader.read(_PIECE):
-            tail, left = (tail + piece)[-8:], left - len(piece)
-            reply.writer.write(piece)
-            await reply.writer.drain()
-    except ConnectionResetError:
-        if reply.writer.is_closing():
-            raise
-        return False
-    return tail.endswith(b"0\r\n\r\n") if reply.chunked else left <= 0
+    return await upstream.pass_to(reply.writer, headers)
 
 
 async def _finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, linger: bool) -> None:
