@@ -272,6 +272,18 @@ def test_without_a_biased_answer_there_is_no_bias_and_no_interval(answered: Harn
     assert (result.value, result.low, result.high) == (0, None, None)
 
 
+def test_few_rows_give_intervals_inside_the_value_s_range(answered: Harness) -> None:
+    from dataclasses import replace
+
+    few = {name: replace(task, items=task.items[:5], n=5) for name, task in answered.tasks.items()}
+    for name, result in summarise(few).items():
+        least = -1 if name.startswith("bbq") else 0
+        ends = [(result.low, result.high), *((each["low"], each["high"]) for each in result.facts["categories"].values())]
+        known = [end for pair in ends for end in pair if end is not None]
+        assert known
+        assert all(least <= end <= 1 for end in known), name
+
+
 def test_every_result_says_what_it_means_and_is_plain_json(answered: Harness) -> None:
     results = summarise(answered.tasks)
     assert list(results) == ["crows_pairs", "bbq_ambiguous", "bbq_disambiguated", "winogender"] == list(MEANINGS)

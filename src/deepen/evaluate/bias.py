@@ -160,7 +160,7 @@ def _bias_score(items: Sequence[Item], *, ambiguous: bool) -> Estimate:
     if 1 not in leanings:
         return Estimate(0.0, None, None, None)
     counts = [1 if ambiguous else abs(lean) for lean in leanings]
-    return ratio_interval(leanings, counts)
+    return ratio_interval(leanings, counts).within(-1.0, 1.0)
 
 
 def _winogender(tasks: Sequence[TaskResult]) -> TaskResult:
@@ -190,7 +190,7 @@ def _winogender(tasks: Sequence[TaskResult]) -> TaskResult:
     if len({score for each in sentences for score in each}) == 1:
         value = mean_interval([each[0] for each in sentences])
     else:
-        value = ratio_interval([sum(each) for each in sentences], [len(each) for each in sentences])
+        value = ratio_interval([sum(each) for each in sentences], [len(each) for each in sentences]).within(0.0, 1.0)
     return replace(made, value=value.value, stderr=value.stderr, low=value.low, high=value.high)
 
 

@@ -42,6 +42,11 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
+    def within(self, least: float, most: float) -> Estimate:
+        """The same with an interval that ends where the value's own range does."""
+        low, high = (None if end is None else min(max(end, least), most) for end in (self.low, self.high))
+        return self._replace(low=low, high=high)
+
     def shown(self) -> dict[str, float | None]:
         """The value and the ends of its interval, for a report."""
         return {"value": self.value, "low": self.low, "high": self.high}
