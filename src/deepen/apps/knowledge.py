@@ -140,6 +140,13 @@ class Knowledge:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def documents(self) -> int:
+        """How many documents it holds."""
+        with self._errors():
+            (count,) = self._database.execute("SELECT COUNT(*) FROM file WHERE skipped = ''").fetchone()
+        return int(count)
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()

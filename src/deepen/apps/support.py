@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepen.apps.alike import open_alike
+from deepen.apps.alike import Alike, open_alike
 from deepen.apps.desk import HANDOVER, Answer, Desk, Passage, check_question
 from deepen.apps.documents import Found, find_documents
 from deepen.apps.knowledge import Knowledge
 from deepen.checkpoint import resolve
+from deepen.engine import Engine
 from deepen.engine.request import check_request
 from deepen.errors import DataError, DeepenError, OptionError, printable
 from deepen.output import cache_folder
 from deepen.prepare import given, open_engine
 from deepen.progress import progress
 
-__all__ = ["Answer", "Desk", "Passage", "open_desk", "open_knowledge", "support"]
+__all__ = ["Answer", "Desk", "Library", "Passage", "library_desk", "open_desk", "open_knowledge", "open_library", "support"]
 
 _MANY = 50  # documents, from which on progress is shown
 
@@ -122,8 +124,7 @@ def open_desk(
     Says on stderr what was read and what was left out.
     """
     check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=None, engine=engine)
-    if not 1 <= passages <= 20:
-        raise OptionError(f"{passages} passages cannot be given", where="--passages", next="use a number from 1 to 20")
+    _check_passages(passages)
     places = [docs] if isinstance(docs, str | Path) else list(docs)
     if not places:
         raise OptionError("there are no documents", where="--docs", next="name a folder or files")
@@ -146,6 +147,57 @@ def open_desk(
         handover=handover,
         log=None if log is None else Path(log),
     )
+
+
+@dataclass(frozen=True)
+class Library:
+    """Documents that are indexed and ready, for any number of desks; see `open_library`.
+
+    Attributes:
+        index: the SQLite file.
+        alike: words that mean nearly the same, if they are known.
+        documents: how many could be read.
+        passages: how many they have.
+    """
+
+    index: Path
+    alike: Alike | None
+    documents: int
+    passages: int
+
+
+def open_library(model: Path, docs: Sequence[str | Path]) -> Library:
+    """Bring the index of documents up to date; says on stderr what was left out.
+
+    Args:
+        model: a checkpoint folder or a GGUF file, for the words that it holds to be alike.
+        docs: folders and files.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    file = _index_file(docs)
+    with open_knowledge(find_documents(docs), file) as knowledge:
+        return Library(file, open_alike(model), knowledge.documents, knowledge.size)
+
+
+def library_desk(
+    library: Library,
+    open_engine: Callable[[], Engine],
+    *,
+    passages: int = 4,
+    handover: str = HANDOVER,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Desk:
+    """A desk of its own for one thread, over documents that are ready; the arguments and errors are those of `support`."""
+    check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=None, engine="auto")
+    _check_passages(passages)
+    return Desk(
+        Knowledge(library.index), open_engine, alike=library.alike, passages=passages, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed, handover=handover,
+    )  # fmt: skip
 
 
 def open_knowledge(found: Found, file: Path) -> Knowledge:
@@ -177,6 +229,11 @@ def open_knowledge(found: Found, file: Path) -> Knowledge:
         knowledge.close()
         raise
     return knowledge
+
+
+def _check_passages(passages: int) -> None:
+    if not 1 <= passages <= 20:
+        raise OptionError(f"{passages} passages cannot be given", where="--passages", next="use a number from 1 to 20")
 
 
 def _index_file(places: Sequence[str | Path]) -> Path:
