@@ -1,0 +1,1 @@
+"""A tutor: diagnosis, explanations, exercises with known answers, and a ladder of hints that the program keeps."""
