@@ -211,6 +211,15 @@ class Knowledge:
             ).fetchall()
         return [Hit(name, title, date, tuple(json.loads(headings)), *rest) for name, title, date, headings, *rest in rows]
 
+    def all(self) -> list[Hit]:
+        """Every passage, in the order of the documents' names and of their texts; their score is 0."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT file.name, title, date, headings, text, line, page, 0.0"
+                " FROM passage JOIN file ON file.id = passage.file ORDER BY file.name, start"
+            ).fetchall()
+        return [Hit(name, title, date, tuple(json.loads(headings)), *rest) for name, title, date, headings, *rest in rows]
+
     def stems(self, text: str) -> list[str]:
         """The words of a text in order, as the index has them: small letters, without accents and endings."""
         with self._errors():

@@ -200,12 +200,13 @@ def library_desk(
     )  # fmt: skip
 
 
-def open_knowledge(found: Found, file: Path) -> Knowledge:
+def open_knowledge(found: Found, file: Path, *, option: str = "--docs") -> Knowledge:
     """The knowledge base of documents, up to date; says on stderr what was read and what was left out.
 
     Args:
         found: the documents.
         file: where the index is or shall be.
+        option: what named them, for messages.
 
     Raises:
         DataError: none of them can be read.
@@ -223,7 +224,7 @@ def open_knowledge(found: Found, file: Path) -> Knowledge:
             print(f"Left out: {len(update.skipped)} of {update.files + len(update.skipped)} files", file=sys.stderr)
         if not update.passages:
             raise DataError(
-                "there is no document that can be read", where="--docs", next="name .md, .txt, .html, .ipynb or .pdf files"
+                "there is no document that can be read", where=option, next="name .md, .txt, .html, .ipynb or .pdf files"
             )
     except DeepenError:
         knowledge.close()
