@@ -27,6 +27,7 @@ from deepen.serve.apps import Apps
 from deepen.serve.front import Front, Limits
 from deepen.serve.pages import Pages
 from deepen.serve.vllm import vllm_command
+from deepen.serve.work import House
 from deepen.units import parse_bytes
 
 __all__ = ["Address", "serve"]
@@ -141,7 +142,7 @@ def serve(
     name = path.stem if path.is_file() else path.resolve().name
     limits = Limits(max_new_tokens, parse_bytes(max_body), max_seconds)
     start = partial(start_server, gguf, context=tokens, name=name, parallel=parallel, public=True, draft=guess)
-    apps = Apps(library, new_tokens=max_new_tokens, parallel=parallel)
+    apps = Apps(House(max_new_tokens, parallel, library))
     front = Front(start, limits, keys, loopback, apps, Pages())
     address = Address("", name, tokens, parallel, made)
     asyncio.run(_run(front, host, port, tls, address, on_ready))

@@ -23,15 +23,16 @@ from urllib.parse import urlsplit
 from deepen.engine.llamacpp import Server
 from deepen.engine.tools import as_calls, as_schema, call_events, must_call
 from deepen.errors import DeepenError, printable
-from deepen.serve.apps import PATHS, Apps
+from deepen.serve.apps import Apps
 from deepen.serve.pages import Pages
 from deepen.serve.wire import HEAD_BYTES, PIECE, Refused, Reply, finish, json_object, read_body, read_head
+from deepen.serve.work import APPS
 
 _HEAD_SECONDS = 30.0
 _POLLS = 30
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _COMPLETIONS = {"/v1/chat/completions", "/v1/completions", "/chat/completions", "/completions", "/completion", "/v1/responses"}
-_POSTS = _COMPLETIONS | {"/v1/embeddings", "/embeddings", "/tokenize", "/detokenize", "/apply-template"} | PATHS
+_POSTS = _COMPLETIONS | {"/v1/embeddings", "/embeddings", "/tokenize", "/detokenize", "/apply-template"} | set(APPS)
 _GETS = {"/v1/models", "/models", "/props", "/v1/apps"}
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 Convert = Callable[[bytes], tuple[str, bytes]]
@@ -172,7 +173,7 @@ class Front:
         engine = self._engine()
         if path == "/v1/apps":
             return reply.json(HTTPStatus.OK, self.apps.describe() | {"max_body_bytes": self.limits.body_bytes})
-        if path in PATHS:
+        if path in APPS:
             try:
                 return await self.apps.answer(path, body, engine, reader, reply)
             except Refused as refused:

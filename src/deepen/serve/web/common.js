@@ -121,6 +121,7 @@ export async function request(app, body, { onText = () => {}, onProgress = () =>
 export function works(form, button, work) {
   const name = button.textContent;
   let running = null;
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (running) return running.abort();
@@ -139,6 +140,19 @@ export function works(form, button, work) {
       button.textContent = name;
     }
   });
+}
+
+/** A button that copies a text. */
+export function copies(button, text) {
+  button.hidden = false;
+  button.onclick = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      say("Copied.");
+    } catch {
+      trouble("The browser did not allow copying.\nSelect the text and copy it.");
+    }
+  };
 }
 
 /** Say how it goes, also to screen readers; `busy` shows that it goes on. */

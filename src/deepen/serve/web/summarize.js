@@ -1,4 +1,4 @@
-import { citation, describe, find, make, request, say, show, source, takesFiles, trouble, Trouble, works } from "./common.js";
+import { citation, copies, describe, find, make, request, say, show, source, takesFiles, trouble, Trouble, works } from "./common.js";
 
 const value = (selector) => find(selector).value.trim();
 let most = 8e6;
@@ -57,21 +57,13 @@ function finish(answer) {
   result.hidden = false;
   find("#cited").hidden = !passages.size;
   find("#sources").replaceChildren(...[...passages].map(([label, each]) => source(id(label), label, each)));
-  const checks = [];
+  const checks = answer.left_out.map(({ file, reason }) => make("p", { class: "trouble" }, `Left out: ${file}: ${reason}`));
   const doubtful = [...answer.unsupported_numbers, ...answer.unsupported_names];
   if (doubtful.length) checks.push(make("div", { class: "trouble" }, `Not found in the documents: ${doubtful.join(", ")}. Check ${doubtful.length > 1 ? "these" : "this"} before you rely on the summary.`));
   if (answer.quoted) checks.push(make("p", { class: "quiet" }, "The model said nothing usable, so these are the documents’ own most central sentences."));
   else if (answer.chunks.quoted) checks.push(make("p", { class: "quiet" }, `For ${answer.chunks.quoted} of ${answer.chunks.count} parts the model said nothing usable; their most central sentences stood in.`));
   find("#checks").replaceChildren(...checks);
-  find("#copy").hidden = false;
+  copies(find("#copy"), answer.summary);
   const number = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
   find("#facts").textContent = `${answer.documents.join(", ")}: ${number(answer.chunks.tokens, "token")} in ${number(answer.chunks.count, "part")}, each read once; ${number(answer.calls, "call")} of the model in ${Math.round(answer.seconds)} s.`;
-  find("#copy").onclick = async () => {
-    try {
-      await navigator.clipboard.writeText(answer.summary);
-      say("Copied.");
-    } catch {
-      trouble("The browser did not allow copying.\nSelect the text and copy it.");
-    }
-  };
 }
