@@ -60,6 +60,7 @@ class SharedEngine(LlamacppEngine):
         """Nothing to give back: the server goes on."""
 
     def _broken(self) -> MachineError:
+        self.check()
         return MachineError("the engine broke off", where="llama.cpp", next="ask again in a moment")
 
     @contextmanager
@@ -71,7 +72,6 @@ class SharedEngine(LlamacppEngine):
         except Refusal as error:
             raise UnsupportedModelError(f"llama.cpp refused {path}: {error.message}") from error
         except (ConnectionError, http.client.HTTPException) as error:
-            self.check()
             raise self._broken() from error
         except Exception:
             self.check()  # an answer that was cut off by stopping it

@@ -160,6 +160,8 @@ class Front:
             return self._health(reply)
         if method == "GET" and (page := self.pages.find(path)) is not None:
             return reply.body(*page)
+        if path.startswith("/apps/"):
+            raise Refused(HTTPStatus.NOT_FOUND, f"there is no {method} {path} here", "not_found_error")
         static = method == "GET" and path not in _GETS | {"/metrics"} and not path.startswith("/v1/")
         if not static:
             self._check_key(headers)
