@@ -31,6 +31,11 @@ def is_bullet(sentence: str) -> bool:
     return _BULLET.match(sentence) is not None
 
 
+def without_labels(text: str) -> str:
+    """The text without labels of sources, such as `[S1]` or `[2, 3]`."""
+    return _LABELS.sub("", text)
+
+
 @dataclass(frozen=True)
 class Source:
     """A passage under the label by which an answer cites it, such as `S1`."""
@@ -127,7 +132,7 @@ class Checker:
     def check(self, sentence: str) -> str:
         """The sentence with a label that holds; empty if no source supports it or it was said before."""
         named = {f"S{number}" for label in _LABELS.findall(sentence) for number in re.findall(r"\d+", label)}
-        plain = _LABELS.sub("", sentence).strip()
+        plain = without_labels(sentence).strip()
         bullet = match[0] if (match := _BULLET.match(plain)) else ""
         said = " ".join(re.findall(r"\w+", plain[len(bullet) :].lower()))
         if not said or said in self._said:

@@ -96,6 +96,8 @@ class LlamacppEngine:
         gguf: the model file.
         context: tokens to hold at most.
         draft: a GGUF that guesses the next tokens, or `ngram` for the text so far.
+        threads: to compute with; as many as `OMP_NUM_THREADS` says or there are cores unless given.
+        alike: one of several that run the same file: its weights are held once, and no answer depends on what was asked before.
 
     Raises:
         MissingDependencyError: xllamacpp is not installed.
@@ -105,9 +107,17 @@ class LlamacppEngine:
 
     name = "llamacpp"
 
-    def __init__(self, gguf: Path, *, context: int | None = None, draft: Path | str | None = None) -> None:
-        self._drafts = draft is not None
-        self._use(start_server(gguf, context=context, draft=draft))
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        context: int | None = None,
+        draft: Path | str | None = None,
+        threads: int | None = None,
+        alike: bool = False,
+    ) -> None:
+        self._drafts, self._alike = draft is not None, alike
+        self._use(start_server(gguf, context=context, draft=draft, threads=threads, alike=alike))
 
     def _use(self, server: Server) -> None:
         self._child, self._address, self._key = server.child, server.address, server.key
@@ -168,6 +178,8 @@ class LlamacppEngine:
             "stop": list(stop),
             "stream": True,
         }
+        if self._alike:
+            request["cache_prompt"] = False
         if json_schema is not None:
             request["json_schema"] = dict(json_schema)
         with self._reply("POST", "/completion", request) as reply:

@@ -30,6 +30,7 @@ class Settings:
         seed: makes sampling repeatable.
         chunk_tokens: the model reads at most so many tokens of the documents at once; unless given, all of them where they
             fit, or else 3,000.
+        context: tokens of prompt and answer, for a server that does not tell; 4,096 there unless given.
 
     Raises:
         OptionError: one of them is none of these.
@@ -43,6 +44,7 @@ class Settings:
     temperature: float = 0.0
     seed: int | None = None
     chunk_tokens: int | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -111,7 +113,8 @@ class Chunks:
         counted: whether that is so; else the tokens are estimated, since a server does not tell them.
         repeated: passages left out because they are word for word the same as one before.
         quoted: chunks for which the model said nothing usable, so that their most central sentences stand for them.
-        resumed: answers that an interrupted run had.
+        dropped: sentences about chunks that were left out because a number of theirs is not in the text.
+        resumed: answers that an earlier run had.
     """
 
     count: int
@@ -119,6 +122,7 @@ class Chunks:
     counted: bool
     repeated: int
     quoted: int
+    dropped: int
     resumed: int
 
 
