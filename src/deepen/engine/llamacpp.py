@@ -106,6 +106,7 @@ class LlamacppEngine:
 
     def __init__(self, gguf: Path, *, context: int | None = None, draft: Path | str | None = None) -> None:
         self._drafts = draft is not None
+        self._fresh = False
         server = start_server(gguf, context=context, draft=draft)
         self._child, self._address, self._key = server.child, server.address, server.key
         self.context: int | None = server.context
@@ -164,7 +165,9 @@ class LlamacppEngine:
             "seed": secrets.randbits(31) if seed is None else seed,
             "stop": list(stop),
             "stream": True,
+            "cache_prompt": not self._fresh,
         }
+        self._fresh = False
         if json_schema is not None:
             request["json_schema"] = dict(json_schema)
         with self._reply("POST", "/completion", request) as reply:
@@ -180,6 +183,10 @@ class LlamacppEngine:
                 if event["content"]:
                     yield Chunk(event["content"])
         raise self._child.died()
+
+    def forget(self) -> None:
+        """Compute the next prompt anew: its answer then does not depend, in the last digits, on what was asked before."""
+        self._fresh = True
 
     def without_draft(self) -> LlamacppEngine:
         """The same model in another child process; see `Engine.without_draft`."""
