@@ -72,6 +72,12 @@ def values(text: str) -> frozenset[Fraction | str]:
     return frozenset().union(*(each.values for each in numbers(text)), months(text))
 
 
+def unknown_numbers(text: str, source: str) -> list[Number]:
+    """The numbers of a text that a source does not have."""
+    known = values(source)
+    return [each for each in numbers(text) if not each.values & known]
+
+
 def names(text: str) -> list[str]:
     """The names of a text, each once: words with a capital that do not begin a sentence; neighbours are one name.
 

@@ -116,7 +116,7 @@ class LlamacppEngine:
         threads: int | None = None,
         alike: bool = False,
     ) -> None:
-        self._drafts, self._alike = draft is not None, alike
+        self._drafts, self._alike, self._fresh = draft is not None, alike, False
         self._use(start_server(gguf, context=context, draft=draft, threads=threads, alike=alike))
 
     def _use(self, server: Server) -> None:
@@ -177,9 +177,9 @@ class LlamacppEngine:
             "seed": secrets.randbits(31) if seed is None else seed,
             "stop": list(stop),
             "stream": True,
+            "cache_prompt": not (self._alike or self._fresh),
         }
-        if self._alike:
-            request["cache_prompt"] = False
+        self._fresh = False
         if json_schema is not None:
             request["json_schema"] = dict(json_schema)
         with self._reply("POST", "/completion", request) as reply:
@@ -195,6 +195,10 @@ class LlamacppEngine:
                 if event["content"]:
                     yield Chunk(event["content"])
         raise self._broken()
+
+    def forget(self) -> None:
+        """Compute the next prompt anew: its answer then does not depend, in the last digits, on what was asked before."""
+        self._fresh = True
 
     def without_draft(self) -> LlamacppEngine:
         """The same model in another child process; see `Engine.without_draft`."""

@@ -28,7 +28,7 @@ class SharedEngine(LlamacppEngine):
     """
 
     def __init__(self, server: Server, *, parallel: int = 1) -> None:
-        self._drafts = self._alike = False
+        self._drafts = self._alike = self._fresh = False
         self._use(server)
         self.parallel = parallel
         self._lock = threading.Lock()

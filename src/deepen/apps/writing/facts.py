@@ -179,7 +179,7 @@ class Facts:
         parts = [self._check(clause, facts, brief) for clause in clauses]
         resting = tuple(dict.fromkeys(number for part in parts for number in part.facts))
         lacking = whole.absent + whole.elsewhere
-        has_number = [bool(_numbers(clause, brief)) for clause in clauses]
+        has_number = [bool(claims.unknown_numbers(clause, brief)) for clause in clauses]
         if lacking and all(part.facts for part, number in zip(parts, has_number, strict=True) if number):
             return Verdict(resting)
         if not lacking and sum(len(c.split()) for c, part in zip(clauses, parts, strict=True) if part.facts) * 2 >= len(
@@ -198,7 +198,7 @@ class Facts:
         return sorted((fact for fact in facts if len(fact.text.split()) > 3), key=lambda fact: -worth[fact.number])
 
     def _check(self, sentence: str, facts: Sequence[Fact], brief: str) -> Verdict:
-        told = _numbers(sentence, brief)
+        told = claims.unknown_numbers(sentence, brief)
         digits = {stem for each in claims.numbers(sentence) for stem in self._knowledge.stems(each.text)}
         weights = {
             part.stem: part.weight for part in question_parts(self._knowledge, sentence, None) if part.stem not in digits
@@ -269,12 +269,6 @@ def _sentences(block: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         if re.search(r"\w", sentence):
             yield block[bisect_right(starts, place) - 1][0], sentence.strip()
         place += len(sentence)
-
-
-def _numbers(text: str, brief: str) -> list[claims.Number]:
-    """The numbers of a text that are not in the brief."""
-    known = claims.values(brief)
-    return [each for each in claims.numbers(text) if not each.values & known]
 
 
 def read_facts(found: Found) -> Facts:
