@@ -72,13 +72,27 @@ class Page:
 
     def click(self, selector):
         """Press the mouse in the middle of an element, as a person would."""
-        x, y = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', behavior:"
-            " 'instant'}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
-        at = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        at = self.center(selector) | {"button": "left", "clickCount": 1}
         self.call("Input.dispatchMouseEvent", at | {"type": "mousePressed"})
         self.call("Input.dispatchMouseEvent", at | {"type": "mouseReleased"})
+
+    def center(self, selector):
+        """The middle of an element, brought into view."""
+        return self.evaluate(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center', behavior:"
+            " 'instant'}); const b = e.getBoundingClientRect(); return {x: b.x + b.width / 2, y: b.y + b.height / 2}; })()"
+        )
+
+    def drop(self, selector, file):
+        """Drag a file from the desktop onto an element."""
+        at = self.center(selector) | {"data": {"items": [], "files": [str(file)], "dragOperationsMask": 1}}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", at | {"type": kind})
+
+    def choose(self, selector, file):
+        """Give a file input a file, as its dialog does."""
+        found = self.call("Runtime.evaluate", {"expression": f"document.querySelector({json.dumps(selector)})"})
+        self.call("DOM.setFileInputFiles", {"files": [str(file)], "objectId": found["result"]["objectId"]})
 
     def press(self, key, *, shift=False):
         """Press a key by its name."""
