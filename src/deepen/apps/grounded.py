@@ -21,7 +21,7 @@ _SUPPORTED = 0.5  # of a sentence's words, by weight, stand in one of the source
 _LONGEST_SENTENCE = 1000  # characters that are held back to be checked
 _LABELS = re.compile(r"[ \t]*[\[(]\s*S?\d{1,3}(?:\s*[,;]\s*S?\d{1,3})*\s*[\])]")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_END = re.compile(r"(?:[.!?](?:\s*\[[^\]\n]{1,20}\])*(?=\s)|\n)\s*")
+_END = re.compile(r"(?:[.!?](?:\s*\[[^\]\n]{1,20}\])*(?=\s)|[\u3002\uff01\uff1f]|\n)\s*")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _DENIES = re.compile(r"\b(?:do(?:es)? not|don't|doesn't|cannot|can't|no (?:information|mention|answer))\b", re.I)
 

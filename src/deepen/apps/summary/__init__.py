@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any
 
-from deepen.apps.documents import Document
+from deepen.apps.documents import Document, neutral
 from deepen.apps.summary.chunks import Chunk, Group, Read, branch, depth, gather, read_blocks
 from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.summary.prompts import PART_WORDS, Prompts, tokens_for
@@ -128,10 +129,18 @@ def summarize_documents(
 
 def _plan(read: Read, prompts: Prompts) -> tuple[list[Chunk | Group], str]:
     """What the last call reads, and what it is called: one chunk of everything, or several chunks and groups."""
-    title = " ".join(read.documents[0].title.split())[:_LONGEST_LABEL] if len(read.documents) == 1 else ""
+    title = _title(read) if len(read.documents) == 1 else ""
     whole = sum(each.tokens for each in read.blocks) <= prompts.whole
     tree = branch(read.blocks, prompts.whole if whole else prompts.part, title)
     return gather(tree, prompts.members), tree.label
+
+
+def _title(read: Read) -> str:
+    """The title of a single document; the name of its file where the title is only the first of several headings."""
+    (document,) = read.documents
+    first = {each.path[:1] for each in read.blocks}
+    plain = document.title if len(first) == 1 or (document.title,) not in first else PurePath(document.name).stem
+    return neutral(" ".join(plain.split()))[:_LONGEST_LABEL]
 
 
 def _request(prompts: Prompts, node: Chunk | Group, members: Sequence[Part], words: int) -> Request:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
+from deepen.apps.summary.said import ABBREVIATION
+
 _UNITS = re.findall(
     r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
@@ -33,6 +35,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019.-][^\W\d_]+)*")
 _BEGINS = re.compile(
     r"(?:^|[.!?…:;]['\"\u201d\u2019)\]*_]*\s+|[\"\u201c\u201e«\u2018(\[]\s*|\n\s*(?:[-*•#>]+|\d+[.)])?\s*|[-*•\u2014\u2013]\s+)[*_]*$"
 )
+_NO_NAMES = {"I", "I'm", "I\u2019m", "Mr", "Mrs", "Ms", "Dr"}
 _LOOK_BACK = 12
 
 
@@ -87,10 +90,9 @@ def unsupported_names(text: str, known: Known) -> list[str]:
         for match in _WORD.finditer(line):
             name = match[0]
             # a word that begins a sentence has a capital in any case, unless it has another one
-            begins = _BEGINS.search(line[max(0, match.start() - _LOOK_BACK) : match.start()] if match.start() else "")
-            told = (
-                name[0].isupper() and (not begins or any(map(str.isupper, name[1:]))) and name not in {"I", "I'm", "I\u2019m"}
-            )
+            before = line[max(0, match.start() - _LOOK_BACK) : match.start()] if match.start() else ""
+            begins = _BEGINS.search(before) and not ABBREVIATION.search(before)
+            told = name[0].isupper() and (not begins or any(map(str.isupper, name[1:]))) and name not in _NO_NAMES
             if told and not known.has_name(name):
                 found.append(re.sub(r"['\u2019]s?$", "", name))
     return list(dict.fromkeys(found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from deepen.apps.grounded import is_bullet, sentences
@@ -19,11 +19,21 @@ _PREAMBLE = re.compile(
 )
 _REPEATED = 2  # sentences said before, after which the model is not listened to any longer
 _ALIKE = 0.85  # of the words of two sentences, from which on they are the same
-_LOOP, _LOOP_WORDS = 0.4, 24  # different words of all, in a sentence of so many
+_STALE = 0.6  # of a sentence's rows of words, said before or in the same sentence, from which on it says nothing new
+_ROW, _TWICE = 4, 6  # words in a row; so many twice in one sentence are a stutter
+_LOOP, _LOOP_WORDS = 0.3, 24  # different words of all, in a sentence of so many, from which on the model is in a loop
 _TOO_LONG = 1.2  # of the words that were asked for
+_LONGEST = 900  # characters of a sentence
 _FEW = 3  # words: less is no summary
 _MOST_SENTENCES = 2000  # that are weighed to find the central ones
-_END = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+|\n\s*\n|\n(?=\s*(?:[-*•#|]|\d{1,2}[.)]\s))")  # noqa: RUF001
+_END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|(?<=[\u3002\uff01\uff1f])|\n\s*\n|\n(?=\s*(?:[-*•#|]|\d{1,2}[.)]\s))")
+_STOPS = ".!?\u3002\uff01\uff1f\"'\u201d\u2019)"
+_ENDED = re.compile(r"[.!?:\u3002\uff01\uff1f][\"'\u201d\u2019)\]*]*\s*$")
+ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Sen|Rep|Gov|Sr|Jr|vs|cf|No|Fig|Nos|Vol|approx)|\be\.g|\bi\.e"
+    r"|(?<![\w.])[A-Z]|\b[A-Z](?:\.[A-Z])+)\.\s*$"
+)
+"""A full stop that ends no sentence, at the end of a text."""
 COMMON = frozenset(
     re.findall(
         r"\w+",
@@ -66,6 +76,7 @@ class Listener:
         self._asked = " ".join(words_of(asked))
         self._headings = headings
         self._said: list[frozenset[str]] = []
+        self._rows: set[tuple[str, ...]] = set()
         self._repeated = 0
         self._begins = True
         self.words = 0
@@ -90,7 +101,10 @@ class Listener:
             return None
         if " ".join(words) in self._asked and len(words) > _FEW:
             return None
-        if any(len(distinct & other) >= _ALIKE * len(distinct | other) for other in self._said):
+        rows = [tuple(words[place : place + _ROW]) for place in range(len(words) - _ROW + 1)]
+        new = set(rows) - self._rows
+        stale = bool(rows) and (len(new) <= (1 - _STALE) * len(rows) or _stutters(words))
+        if stale or any(len(distinct & other) >= _ALIKE * len(distinct | other) for other in self._said):
             self._repeated += 1
             self.done = self.done or self._repeated >= _REPEATED
             return None
@@ -98,6 +112,7 @@ class Listener:
             self.done = True
             return None
         self._said.append(distinct)
+        self._rows |= new
         self.words += len(words)
         return Sentence(text, bullet, begins)
 
@@ -117,14 +132,30 @@ def kept(pieces: Iterator[str], listener: Listener, is_cut: Callable[[], bool]) 
     """
     held: str | None = None
     for sentence in sentences(pieces):
+        if held is not None and _continues(held, sentence):
+            held = f"{held.rstrip()} {sentence.lstrip()}"
+            continue
         if held is not None and (found := listener.take(held)):
             yield found
         held = sentence
         if listener.done:
             return
-    ended = held is None or re.search(r"[.!?。！？:][\"'”’)\]*]*\s*$", held)  # noqa: RUF001
-    if held is not None and (ended or not is_cut() or not listener.enough) and (found := listener.take(held)):
+    if held is not None and (_ENDED.search(held) or not is_cut() or not listener.enough) and (found := listener.take(held)):
         yield found
+
+
+def _continues(sentence: str, more: str) -> bool:
+    """Whether it is the rest of the same sentence, after a number or an abbreviation or where a model breaks lines."""
+    if re.fullmatch(r"\s*\d{1,2}[.)]\s*", sentence):  # the number of a list's entry
+        return True
+    if len(sentence) > _LONGEST or sentence.lstrip().startswith("#") or is_bullet(more):
+        return False
+    return ABBREVIATION.search(sentence) is not None or (more[:1].islower() and not _ENDED.search(sentence))
+
+
+def _stutters(words: Sequence[str]) -> bool:
+    rows = [tuple(words[place : place + _TWICE]) for place in range(len(words) - _TWICE + 1)]
+    return len(set(rows)) < len(rows)
 
 
 def words_of(text: str) -> list[str]:
@@ -134,10 +165,15 @@ def words_of(text: str) -> list[str]:
 
 def central(text: str, words: int) -> list[Sentence]:
     """The sentences of a text that have most of its usual words, in their order: about `words` words, at least one sentence."""
-    lines = re.sub(r"^\s*(?:#{1,6}\s[^\n]*|Document: [^\n]*|```[^\n]*)$", "", text, flags=re.M)
+    lines = re.sub(r"^```.*?^```[^\n]*$", "", text, flags=re.M | re.S)
+    lines = re.sub(r"^[ \t]*(?:#{1,6}[ \t]|Document: |```|\|)[^\n]*$", "", lines, flags=re.M)
     found = [" ".join(_BULLET.sub("", each).split()) for each in _END.split(lines)[:_MOST_SENTENCES]]
     told = [(each, words_of(each)) for each in found if each]
-    long = [pair for pair in told if len(pair[1]) >= _FEW] or told or [(" ".join(text.split()), words_of(text))]
+    long = (
+        [pair for pair in told if len(pair[1]) >= _FEW and pair[0][-1] in _STOPS]
+        or told
+        or [(" ".join(text.split()), words_of(text))]
+    )
     count = Counter(word for _, each in long for word in set(each) - COMMON)
 
     def worth(place: int) -> float:

@@ -16,6 +16,7 @@ from deepen.apps.summary.said import COMMON, Sentence
 
 UNCITED = "(no source found)"
 _SUPPORTED = 0.5  # of a sentence's words, by weight, stand in the passage
+_FEWER = 1.2  # the fewer words there are, the more depends on each: this, divided by their number, is wanted besides
 _OTHERS = 300  # passages that are thought to be there besides, so that rarity tells something among a few too
 
 
@@ -44,7 +45,7 @@ class Citer:
         total = sum(weights.values()) or 1.0
         shares = [(sum(weights[stem] for stem in stems & own) / total, -place) for place, own in enumerate(self._stems)]
         for share, place in sorted(shares, reverse=True):
-            if share < _SUPPORTED:
+            if share < min(1.0, _SUPPORTED + _FEWER / max(len(stems), 1)):
                 break
             if not unsupported_numbers(sentence, self._numbers(-place)):
                 return f"[{self._ids.setdefault(-place, len(self._ids) + 1)}]"
