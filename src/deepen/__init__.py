@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepen.apps.support import support
+    from deepen.apps.tutor import tutor
     from deepen.batch import batch
     from deepen.chat import chat
     from deepen.doctor import doctor
@@ -53,6 +54,7 @@ __all__ = [
     "serve",
     "support",
     "synthesize",
+    "tutor",
     "verify",
 ]
 _HOME = {
@@ -76,6 +78,7 @@ _HOME = {
     "serve": "deepen.serve",
     "support": "deepen.apps.support",
     "synthesize": "deepen.synthesize",
+    "tutor": "deepen.apps.tutor",
     "verify": "deepen.verify",
 }
 
