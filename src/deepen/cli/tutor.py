@@ -39,9 +39,7 @@ def tutor(
         typer.Option(metavar="PATH", help="A folder or a file that exercises are made from; may be given again."),
     ] = None,
     learner: Annotated[str, typer.Option(metavar="NAME", help="Whose progress is kept.")] = "me",
-    exercises: Annotated[
-        int | None, typer.Option(parser=count, metavar="N", help="End the lesson after N exercises.")
-    ] = None,
+    exercises: Annotated[int | None, typer.Option(parser=count, metavar="N", help="End the lesson after N exercises.")] = None,
     progress: Annotated[bool, typer.Option("--progress", help="Show how the learner stands, and leave.")] = False,
     forget: Annotated[
         str | None, typer.Option(metavar="NAME", help="Delete all that is kept of this learner, and leave.")
@@ -64,7 +62,9 @@ def tutor(
         if json:
             print_json(gone)
         else:
-            print_text(f"Forgotten: {gone.learner}, with {gone.topics} topics, {gone.exercises} exercises and {gone.attempts} answers")
+            print_text(
+                f"Forgotten: {gone.learner}, with {gone.topics} topics, {gone.exercises} exercises and {gone.attempts} answers"
+            )
         return
     if progress:
         found = learner_progress(learner)

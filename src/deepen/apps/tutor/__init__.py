@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from deepen.apps.alike import open_alike
 from deepen.apps.documents import find_documents
 from deepen.apps.support import open_knowledge
-from deepen.apps.tutor.lesson import Lesson, check_learner, check_topic
+from deepen.apps.tutor.entry import check_learner, check_level, check_topic
+from deepen.apps.tutor.lesson import Lesson
 from deepen.apps.tutor.store import Store
-from deepen.apps.tutor.turn import LEVELS, Exchange, Forgotten, Level, Progress, Record, TopicProgress, Turn
+from deepen.apps.tutor.turn import Exchange, Forgotten, Progress, Record, TopicProgress, Turn
 from deepen.checkpoint import resolve
 from deepen.engine.request import check_request
 from deepen.errors import DataError, OptionError
@@ -57,8 +57,8 @@ def tutor(
 
     The ladder, what is right, and what comes next are the program's; the model explains and words hints, and what it says is
     filtered, so that the worked answer never comes early. Exercises in school mathematics are made by the program, others from
-    the material, or else by the model. Progress is kept in `tutor.sqlite` in `$DEEPEN_DATA` (or the user's data folder), so that
-    the next lesson on the topic goes on where this one ends.
+    the material, or else by the model. Progress is kept in `tutor.sqlite` in `$DEEPEN_DATA` (or the user's data
+    folder), so that the next lesson on the topic goes on where this one ends.
 
     Args:
         model: a checkpoint folder, a Hub id or a GGUF file; a model's name there if `engine` is a URL.
@@ -164,7 +164,7 @@ def open_lesson(
                     context=context,
                     quantize=quantize,
                     draft=draft,
-                )  # fmt: skip
+                )
             )
         )
         yield (
@@ -181,7 +181,7 @@ def open_lesson(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed,
-            ),  # fmt: skip
+            ),
             opened.name,
         )
 
@@ -189,22 +189,6 @@ def open_lesson(
 def record(lesson: Lesson, events: Sequence[Exchange], engine: str) -> Record:
     """A lesson as it went."""
     return Record(lesson.learner, lesson.topic, lesson.level, lesson.mastery, lesson.done, lesson.solved, tuple(events), engine)
-
-
-def check_level(level: str | None) -> Level | None:
-    """A level by its name.
-
-    Raises:
-        OptionError: there is no such level.
-    """
-    if level is None:
-        return None
-    for each in LEVELS:
-        if each == level.strip().lower():
-            return each
-    near = get_close_matches(level.lower(), LEVELS, 1, 0.5)
-    advice = f"did you mean {near[0]}? " if near else ""
-    raise OptionError(f"there is no level {level!r}", where="--level", next=f"{advice}use {', '.join(LEVELS)}")
 
 
 def learner_progress(learner: str = "me") -> Progress:

@@ -24,8 +24,9 @@ Verdict = Literal["right", "near", "wrong", "stuck", "open"]
 
 LONGEST_ANSWER = 2000
 _STUCK = re.compile(
-    r"(?:i(?:'m| am)? )?(?:(?:really |honestly )?(?:do not|don't|dont) (?:know|understand|get it)|(?:have )?no (?:idea|clue)|not sure"
-    r"|cannot|can't|give up|pass|idk|help(?: me)?|stuck|hint)(?: (?:this|it|that|please|the answer|how|what to do))*|\?+|[^\w]+"
+    r"(?:i(?:'m| am)? )?(?:(?:really |honestly )?(?:do not|don't|dont) (?:know|understand|get it)|(?:have )?no (?:idea|clue)"
+    r"|not sure|cannot|can't|give up|pass|idk|help(?: me)?|stuck|hint)(?: (?:this|it|that|please|the answer|how|what to do))*"
+    r"|\?+|[^\w]+"
 )
 _LITERAL = re.compile(
     r"[-+]?\s?[$€£]?\s?[-+]?(?:(?:\d+\s+)?(?P<above>\d+)\s*/\s*(?P<below>\d+)"

@@ -12,7 +12,7 @@ from typing import Literal
 from deepen.apps.tutor.turn import RUNGS, Rung
 
 Event = Literal["right", "wrong", "near", "stuck", "hint", "skip"]
-"""An answer that is right, wrong, or close to right; one that is no try, such as "I don't know"; a wish for help; leaving it."""
+"""An answer that is right, wrong, or nearly right; one that is no try, such as "I don't know"; a wish for help; leaving it."""
 
 Action = Literal["praise", "encourage", "question", "hint", "step", "again", "worked", "leave", "nothing"]
 """`again` gives the same help as before; `nothing` is for what comes after the end."""

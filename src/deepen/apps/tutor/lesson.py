@@ -9,20 +9,23 @@ from random import Random
 from deepen.apps.alike import Alike
 from deepen.apps.knowledge import Knowledge
 from deepen.apps.tutor import spacing, speech
+from deepen.apps.tutor.entry import HELP, check_learner, check_level, check_topic, command
 from deepen.apps.tutor.exercise import LONGEST_ANSWER, Exercise, judge
 from deepen.apps.tutor.ladder import Action, Event, State, climb
-from deepen.apps.tutor.show import HELP, HELPED, progress_text
-from deepen.apps.tutor.source import ASSESSMENT, Source, open_source, self_assessment
+from deepen.apps.tutor.show import HELPED, near_text, progress_text
+from deepen.apps.tutor.source import ASSESSMENT, Met, Source, open_source, self_assessment
 from deepen.apps.tutor.speech import Sampling
 from deepen.apps.tutor.store import Item, Open, Phase, Store, due_in
 from deepen.apps.tutor.turn import LEVELS, Kind, Level, Turn
 from deepen.engine import Engine
-from deepen.errors import DataError, MachineError, OptionError
+from deepen.errors import DataError, DeepenError
 
 Tell = Callable[[str], None]
 
-COMMANDS = ("/hint", "/skip", "/explain", "/progress", "/help", "/quit")
-_LONGEST_TOPIC, _LONGEST_NAME = 200, 60
+_UNCHECKED = "From the model, not checked: "
+_KINDS: dict[Action, Kind] = {
+    "praise": "right", "leave": "skipped", "encourage": "near", "worked": "worked",
+}  # fmt: skip
 
 
 class Lesson:
@@ -67,8 +70,7 @@ class Lesson:
         seed: int | None = None,
     ) -> None:
         self.topic, self.learner = check_topic(topic), check_learner(learner)
-        if level is not None and level not in LEVELS:
-            raise OptionError(f"there is no level {level!r}", where="--level", next=f"use {', '.join(LEVELS)}")
+        level = check_level(level)
         self.done = self.solved = 0
         """Exercises that ended while this object was used, and those of them that the learner solved."""
         self._engine, self._store, self._alike = engine, store, alike
@@ -99,7 +101,7 @@ class Lesson:
         Raises:
             NetworkError: the engine broke off where nothing could be said without it; what was open stays open.
         """
-        return _collect(self._start(_Teller(on_text)))
+        return tuple(self._start(_Teller(on_text)))
 
     def answer(self, text: str, on_text: Tell | None = None) -> tuple[Turn, ...]:
         """Take an answer, or a command: /hint, /skip, /explain, /progress, /help, /quit.
@@ -117,7 +119,7 @@ class Lesson:
         text = text.strip()
         if len(text) > LONGEST_ANSWER:
             raise DataError(f"an answer has at most {LONGEST_ANSWER} characters", where="answer", next="say it in fewer words")
-        return _collect(self._answer(text, _Teller(on_text)))
+        return tuple(self._answer(text, _Teller(on_text)))
 
     # --- turns
 
@@ -135,20 +137,18 @@ class Lesson:
             yield self._turn(tell, "hint", current.help[-1], current)
 
     def _answer(self, text: str, tell: _Teller) -> Iterator[Turn]:
-        current = self._store.current(self._course)
-        word = text.split(maxsplit=1)[0].lower() if text.startswith("/") and text[1:2].isalpha() else ""
-        if word in {"/quit", "/exit", "/bye"}:
+        current, word = self._store.current(self._course), command(text)
+        if word == "/quit":
             yield self._turn(tell, "end", "Until next time. The lesson goes on here.", current)
         elif word == "/progress":
             yield self._turn(tell, "progress", progress_text(self._store.progress(self.learner)), current)
         elif current is None:
             yield from self._next(tell, explain=True)
         elif word == "/explain":
-            yield from self._explain(tell, self.level or "beginner", current.exercise)
-            yield self._turn(
-                tell, "exercise" if current.phase == "practice" else "diagnosis", current.exercise.question, current
-            )
-        elif word in {"", "/hint", "/skip"} and (text or word):
+            yield from self._explain(tell, self.level or "beginner", current)
+            kind: Kind = "exercise" if current.phase == "practice" else "diagnosis"
+            yield self._turn(tell, kind, current.exercise.question, current)
+        elif word in {"/hint", "/skip"} or (text and not word):
             yield from (self._diagnose if current.phase == "diagnosis" else self._practise)(tell, current, text, word)
         else:
             unknown = f"There is no command {word}.\n" if word and word != "/help" else ""
@@ -158,54 +158,33 @@ class Lesson:
         exercise = current.exercise
         event, judged = self._event(exercise, text, word)
         state, action = climb(current.state, event)
-        item = self._item(exercise, state) if state.end is not None else None
-        if state.end == "solved" or state.end == "skipped" or action == "again":
-            yield from self._end_or_repeat(tell, current, state, action, text, event, judged, item)
-            return
+        own = self._own_words(exercise, action)
         # what is certain is kept before the model is asked for its words
-        help_ = self._own_words(exercise, action)
-        self._store.step(self._course, current, state, text, event, help_ if state.rung != current.state.rung else "", item)
-        after = Open(current.id, current.phase, exercise, state, (*current.help, help_))
-        correct = None if event in {"hint", "stuck"} else False
-        if action == "encourage":
-            yield self._turn(tell, "near", _near(exercise, text), after, correct=False, judged=judged)
-            return
-        trouble, origin = "", exercise.origin if action == "worked" else "program"
+        item = self._item(exercise, state) if state.end is not None else None
+        self._store.step(self._course, current, state, text, event, own, item)
+        after = Open(current.id, current.phase, exercise, state, (*current.help, own) if own else current.help)
+        origin, trouble = (exercise.origin if action == "worked" else "program"), ""
         if action in {"question", "hint"}:
             try:
-                if (said := speech.hint(self._engine, self._sampling, action, exercise, text, current.help)) is not None:
-                    help_, origin = f"{HELPED[action]}: {said}", "model"
-                    self._store.help(after, help_)
-            except MachineError as error:
+                if said := speech.hint(self._engine, self._sampling, action, exercise, text, current.help):
+                    own, origin = f"{HELPED[action]} (from the model): {said}", "model"
+                    self._store.help(after, own)
+            except DeepenError as error:
                 trouble = error.what
-        opening = {None: "", False: f"{_not_right(judged)} "}[correct]
-        kind: Kind = "worked" if action == "worked" else "hint"
-        yield self._turn(tell, kind, f"{opening}{help_}", after, correct=correct, judged=judged, origin=origin, trouble=trouble)
-        if action == "worked":
-            yield from self._ended(tell, state)
-
-    def _end_or_repeat(
-        self,
-        tell: _Teller,
-        current: Open,
-        state: State,
-        action: Action,
-        text: str,
-        event: Event,
-        judged: str,
-        item: Item | None,
-    ) -> Iterator[Turn]:
-        self._store.step(self._course, current, state, text, event, "", item)
-        after = Open(current.id, current.phase, current.exercise, state, current.help)
-        if action == "again":
-            more = "There is no more help before a try of your own: any answer brings you on."
-            yield self._turn(tell, "hint", f"{current.help[-1]}\n{more}", after)
-        elif state.end == "skipped":
-            yield self._turn(tell, "skipped", "Left for now; it will come again.", after)
-            yield from self._ended(tell, state)
-        else:
-            told = "Right." if judged == "program" else "Right, as far as the model can tell; its judgement is not checked."
-            yield self._turn(tell, "right", f"{told} {current.exercise.worked}", after, correct=True, judged=judged)
+        sure = judged == "program"
+        texts: dict[Action, str] = {
+            "praise": f"{'Right.' if sure else 'Right, as far as the model can tell; this is not checked.'} {exercise.worked}",
+            "leave": "Left for now; it will come again.",
+            "encourage": near_text(exercise, text),
+            "again": "There is no more help before a try of your own: any answer brings you on.",
+        }
+        correct = {"right": True, "wrong": False, "near": False}.get(event)
+        not_yet = "" if correct is None else "Not yet. " if sure else "Not yet, as far as the model can tell. "
+        yield self._turn(
+            tell, _KINDS.get(action, "hint"), texts.get(action, not_yet + own), after, correct=correct, judged=judged,
+            origin=origin, trouble=trouble,
+        )  # fmt: skip
+        if state.end is not None:
             yield from self._ended(tell, state)
 
     def _ended(self, tell: _Teller, state: State) -> Iterator[Turn]:
@@ -219,82 +198,74 @@ class Lesson:
             yield from self._next(tell, explain=False)
 
     def _diagnose(self, tell: _Teller, current: Open, text: str, word: str) -> Iterator[Turn]:
-        exercise = current.exercise
-        if exercise.key == ASSESSMENT:
+        if current.exercise.key == ASSESSMENT:
             chosen = self_assessment(text)
-            if chosen is None and word != "/skip":
-                yield self._turn(tell, "diagnosis", exercise.question, current)
+            if chosen is None and not word:
+                yield self._turn(tell, "diagnosis", current.exercise.question, current)
                 return
             self._leave(current, text)
             yield from self._found(tell, chosen or "beginner", None)
             return
-        event, judged = self._event(exercise, text, "/skip" if word == "/hint" else word)
-        right = event == "right"
+        event, _ = self._event(current.exercise, text, word)
+        right = event in {"right", "near"}
         self._store.step(self._course, current, State("attempt", 1, 0, "solved" if right else "skipped"), text, event, "", None)
-        if right and exercise.level != "advanced":
-            yield from self._next(tell, explain=True, correct=True)
-        else:
-            level: Level = "advanced" if right else "intermediate" if exercise.level == "advanced" else "beginner"
-            yield from self._found(tell, level, right if word == "" and event != "stuck" else None, judged)
+        yield from self._next(tell, explain=True, correct=True if right else False if event == "wrong" else None)
 
-    def _found(self, tell: _Teller, level: Level, correct: bool | None, judged: str = "program") -> Iterator[Turn]:
+    def _found(self, tell: _Teller, level: Level, correct: bool | None) -> Iterator[Turn]:
         self._store.set_level(self._course, level)
         opening = {True: "Right. ", False: "Not this time, and that is fine. ", None: ""}[correct]
-        yield self._turn(tell, "level", f"{opening}We begin on the level {level}.", None, correct=correct, judged=judged)
+        yield self._turn(tell, "level", f"{opening}We begin on the level {level}.", None, correct=correct)
         yield from self._next(tell, explain=True)
 
     def _next(self, tell: _Teller, *, explain: bool, correct: bool | None = None) -> Iterator[Turn]:
         """The next exercise, or the next question that finds the level."""
         level = self.level
         if level is None:
-            asked = self._store.ends(self._course, "diagnosis")
-            exercise = self._source.diagnosis("advanced" if asked else "intermediate", self._random(), self._known())
-            self._store.open(self._course, "diagnosis", exercise, exercise.level)
-            opening = (
-                "Right. One more"
-                if correct
-                else "First a question, to see where you are. A guess is fine, and so is “I don't know”"
-            )
-            text = f"{opening}.\n\n{exercise.question}" if exercise.key != ASSESSMENT else exercise.question
-            yield self._turn(tell, "diagnosis", text, self._store.current(self._course), correct=correct, judged="program")
+            yield from self._find_level(tell, correct)
             return
-        items, ends = self._store.items(self._course), self._store.ends(self._course)
-        exercise, is_new = self._source.next(
-            level, items, [key for key, _, _ in ends], self._known(), self._random(), due_in(1)
-        )
+        exercise, is_new = self._source.next(level, self._met(), self._random())
         self._store.open(self._course, "practice", exercise, level)
-        if explain:
-            yield from self._explain(tell, level, exercise)
-        elif is_new and (rule := self._source.rule(exercise, self._random())):
-            yield self._turn(tell, "explanation", rule, None, origin=exercise.origin)
-        yield self._turn(tell, "exercise", exercise.question, self._store.current(self._course))
-
-    def _explain(self, tell: _Teller, level: Level, exercise: Exercise) -> Iterator[Turn]:
-        """What the program knows about it, and what the model adds: two turns, so that the one is told from the other."""
         current = self._store.current(self._course)
+        if explain and current is not None:
+            yield from self._explain(tell, level, current)
+        elif is_new and exercise.origin == "program" and (rule := self._source.rule(exercise, self._random())):
+            yield self._turn(tell, "explanation", rule, current)
+        yield self._turn(tell, "exercise", exercise.question, current)
+
+    def _find_level(self, tell: _Teller, correct: bool | None) -> Iterator[Turn]:
+        """A question of the middle level first, then one of the highest; the level, once that is clear."""
+        asked = [(level, state.end == "solved") for _, level, state in self._store.ends(self._course, "diagnosis")]
+        if asked and (not asked[-1][1] or asked[-1][0] == "advanced"):
+            level: Level = "beginner" if asked[-1] == ("intermediate", False) else "intermediate"
+            yield from self._found(tell, "advanced" if asked[-1][1] else level, correct)
+            return
+        exercise = self._source.diagnosis("advanced" if asked else "intermediate", self._random(), self._known())
+        self._store.open(self._course, "diagnosis", exercise, "advanced" if asked else "intermediate")
+        first = "First a question, to see where you are. A guess is fine, and so is “I don't know”."
+        opening = "" if exercise.key == ASSESSMENT else f"{'Right. One more.' if asked else first}\n\n"
+        current = self._store.current(self._course)
+        yield self._turn(tell, "diagnosis", f"{opening}{exercise.question}", current, correct=correct)
+
+    def _explain(self, tell: _Teller, level: Level, current: Open) -> Iterator[Turn]:
+        """What the program knows about it, and what the model adds: two turns, so that the one is told from the other."""
+        exercise, trouble = current.exercise, ""
         if rule := self._source.rule(exercise, self._random()):
             yield self._turn(tell, "explanation", rule, current, origin=exercise.origin)
         pieces: list[str] = []
-        trouble = ""
         try:
             for sentence in speech.explain(self._engine, self._sampling, self.topic, level, exercise.about, exercise):
                 if not pieces:
-                    tell.begin("From the model, not checked: ")
+                    tell.begin(_UNCHECKED)
                 tell.say(sentence)
                 pieces.append(sentence)
-        except MachineError as error:
+        except DeepenError as error:
             trouble = error.what
         if pieces:
-            text = f"From the model, not checked: {''.join(pieces)}"
+            text = f"{_UNCHECKED}{''.join(pieces)}"
             yield self._turn(None, "explanation", text, current, origin="model", trouble=trouble)
         elif trouble:
-            yield self._turn(
-                tell,
-                "explanation",
-                "The model does not answer; the lesson goes on without its words.",
-                current,
-                trouble=trouble,
-            )
+            told = "The model does not answer; the lesson goes on without its words."
+            yield self._turn(tell, "explanation", told, current, trouble=trouble)
 
     # --- what turns are made of
 
@@ -336,6 +307,11 @@ class Lesson:
         if self._sampling.seed is None:
             return Random()
         return Random(f"{self._sampling.seed}/{self._course}/{len(self._known())}")
+
+    def _met(self) -> Met:
+        ends = self._store.ends(self._course)
+        last = ends[-1][0] if ends else ""
+        return Met(tuple(self._store.items(self._course)), last, tuple(self._known()), due_in(1))
 
     def _known(self) -> list[str]:
         return self._store.questions(self._course)
@@ -381,48 +357,3 @@ class _Teller:
         """Go on with a turn."""
         if self._on_text is not None:
             self._on_text(text)
-
-
-def check_topic(topic: str) -> str:
-    """The topic without space around it.
-
-    Raises:
-        DataError: it is empty or too long.
-    """
-    topic = " ".join(topic.split())
-    if not any(character.isalnum() for character in topic):
-        raise DataError("the topic is empty", where="--topic", next='name one, such as --topic "adding fractions"')
-    if len(topic) > _LONGEST_TOPIC:
-        raise DataError(f"a topic has at most {_LONGEST_TOPIC} characters", where="--topic", next="name it in a few words")
-    return topic
-
-
-def check_learner(learner: str) -> str:
-    """The name without space around it.
-
-    Raises:
-        OptionError: it is empty or too long.
-    """
-    learner = " ".join(learner.split())
-    if not any(character.isalnum() for character in learner) or len(learner) > _LONGEST_NAME:
-        raise OptionError(
-            f"{learner[:_LONGEST_NAME]!r} is not a learner's name", where="--learner", next=f"use up to {_LONGEST_NAME} letters"
-        )
-    return learner
-
-
-def _collect(turns: Iterator[Turn]) -> tuple[Turn, ...]:
-    return tuple(turns)
-
-
-def _not_right(judged: str) -> str:
-    return "Not yet." if judged == "program" else "Not yet, as far as the model can tell."
-
-
-def _near(exercise: Exercise, text: str) -> str:
-    if exercise.is_number:
-        wanted = {
-            "lowest": "in lowest terms", "fraction": "as a fraction", "decimal": "as a decimal number", "percent": "as a percentage"
-        }.get(exercise.form, "as one number, worked out")  # fmt: skip
-        return f"The value is right; write it {wanted}."
-    return f"Close: “{' '.join(text.split())[:60]}” is near to it in spelling or meaning, but it is another word."

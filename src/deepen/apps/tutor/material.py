@@ -21,7 +21,11 @@ _CODE = re.compile(r"^(```|~~~).*?^\1[^\n]*$|^(?: {4}|\t)[^\n]*$", re.S | re.M)
 _LINE = re.compile(r"^\s*(?:#{1,6}\s|[-*+>|]\s|\d+[.)]\s|\||---).*$", re.M)
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\u201d]*\s+(?=[\"'(\u201c]?[A-Z])")
 _ODD = re.compile(r"[|{}<>\\=#~\^`\[\]]|https?:|\w/\w+/|\.\.\.|\u2026|:$")
-_VAGUE = re.compile(r"^[\"'\u201c(]*(?:it|its|this|that|these|those|they|he|she|his|her|we|i|you|your|our|here|there|such|however|but|and|so|also|then|as)\b", re.I)  # fmt: skip
+_VAGUE = re.compile(
+    r"^[\"'\u201c(]*(?:it|its|this|that|these|those|they|he|she|his|her|we|i|you|your|our|here|there|such|however|but|and|so|also"
+    r"|then|as)\b",
+    re.I,
+)
 _CANDIDATE = re.compile(r"(?<![\w.,$-])(?:\d+(?:[.,]\d+)*(?![\w%-])|[A-Za-z][A-Za-z]{4,})(?![\w'\u2019-])")
 _MANY = 6  # passages about the topic; a word that so many of them have is not worth more with others
 _EACH, _SMALL_MATERIAL = 6, 600  # gaps of a passage; words of a material that is small
@@ -79,7 +83,7 @@ def make_exercise(gap: Gap, level: Level) -> Exercise:
     }[level]
     what = "Which number" if number else "Which word"
     sentence = f"{gap.before}{GAP}{gap.after}"
-    exercise = Exercise(
+    return Exercise(
         key=gap.key,
         origin="material",
         level=level,
@@ -93,7 +97,6 @@ def make_exercise(gap: Gap, level: Level) -> Exercise:
         place=gap.hit.place,
         about=gap.hit.text,
     )
-    return exercise
 
 
 def _guide(gap: Gap) -> str:

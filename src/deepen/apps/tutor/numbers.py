@@ -5,35 +5,21 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_ONES = tuple(
+    re.findall(
+        r"\w+",
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+        " eighteen nineteen",
+    )
+)
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _TENS |= {"fourty": 40}
 _SMALL = {word: value for value, word in enumerate(_ONES)} | _TENS
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _ORDINALS = {
-    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "eleventh": 11,
-    "twelfth": 12, "fifteenth": 15, "sixteenth": 16, "twentieth": 20, "hundredth": 100, "thousandth": 1000,
+    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
+    "tenth": 10, "eleventh": 11, "twelfth": 12, "fifteenth": 15, "sixteenth": 16, "twentieth": 20, "hundredth": 100,
+    "thousandth": 1000,
 }  # fmt: skip
 _PARTS = _ORDINALS | {f"{word}s": value for word, value in _ORDINALS.items()} | {"halves": 2, "halfs": 2}
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*|[^\sa-z\d-]")
@@ -50,7 +36,7 @@ def with_digits(text: str) -> str:
     for start, end, value in _found(text):
         pieces += [text[place:start], str(value)]
         place = end
-    return "".join((*pieces, text[place:]))
+    return "".join([*pieces, text[place:]])
 
 
 def _found(text: str) -> list[tuple[int, int, Fraction]]:
@@ -137,5 +123,5 @@ def in_words(value: int) -> str:
         return f"{_ONES[value // 100]} hundred{f' and {in_words(rest)}' if rest else ''}"
     if value < 20:
         return _ONES[value]
-    tens = next(word for word, number in _TENS.items() if number == value // 10 * 10)
+    tens: str = next(word for word, number in _TENS.items() if number == value // 10 * 10)
     return f"{tens}-{_ONES[value % 10]}" if value % 10 else tens

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from deepen.apps.tutor.exercise import Exercise
 from deepen.apps.tutor.turn import Progress
 from deepen.errors import printable
 
 HELPED = {"question": "Think about it", "hint": "Hint", "step": "First step", "worked": "Worked answer"}
 """What help on a rung begins with."""
 
-HELP = (
-    "Write your answer, or:\n"
-    "/hint      help, one rung more\n"
-    "/skip      leave this exercise; it comes again\n"
-    "/explain   explain the topic\n"
-    "/progress  how you stand\n"
-    "/quit      leave; the lesson goes on here next time"
-)
+_FORMS = {
+    "lowest": "in lowest terms", "fraction": "as a fraction", "decimal": "as a decimal number", "percent": "as a percentage"
+}  # fmt: skip
+
+
+def near_text(exercise: Exercise, text: str) -> str:
+    """What is said to an answer that is nearly right."""
+    if exercise.is_number:
+        return f"The value is right; write it {_FORMS.get(exercise.form, 'as one number, worked out')}."
+    return f"Close: “{' '.join(text.split())[:60]}” is near to it in spelling or meaning, but it is another word."
 
 
 def progress_text(progress: Progress) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
@@ -23,6 +24,36 @@ ASSESSMENT = "self-assessment"
 _QUOTED = 3  # sentences of the material in an explanation
 
 
+@dataclass(frozen=True)
+class Met:
+    """What a learner has met of a topic.
+
+    Attributes:
+        items: what is to be learnt, what is due first at the front.
+        last: the key of the last exercise; empty before the first.
+        questions: all so far.
+        now: seconds since 1970.
+    """
+
+    items: tuple[Item, ...]
+    last: str
+    questions: tuple[str, ...]
+    now: float
+
+    def due(self, among: Collection[str] | None = None) -> Item | None:
+        """What is due, but not what came last."""
+        found = (each for each in self._among(among) if each.due <= self.now and each.key != self.last)
+        return next(found, None)
+
+    def earliest(self, among: Collection[str] | None = None) -> Item | None:
+        """What is due next; what came last only if there is nothing else."""
+        found = self._among(among)
+        return next((each for each in found if each.key != self.last), found[0] if found else None)
+
+    def _among(self, keys: Collection[str] | None) -> list[Item]:
+        return [each for each in self.items if keys is None or each.key in keys]
+
+
 class Source(Protocol):
     """Makes exercises on a topic."""
 
@@ -30,20 +61,15 @@ class Source(Protocol):
         """A question that tells whether a learner is on a level."""
         ...
 
-    def next(
-        self, level: Level, items: Sequence[Item], done: Sequence[str], known: Sequence[str], random: Random, now: float
-    ) -> tuple[Exercise, bool]:
+    def next(self, level: Level, met: Met, random: Random) -> tuple[Exercise, bool]:
         """The next exercise, and whether it is of something new.
 
-        What is due comes first, then what is new, then what is due next; never the same thing twice in a row if there is another.
+        What is due comes first, then what is new, then what is due next; never one twice in a row if there is another.
 
         Args:
             level: the learner's.
-            items: what was met, what is due first at the front.
-            done: keys of the exercises so far.
-            known: questions so far.
+            met: what came before.
             random: chooses numbers.
-            now: seconds since 1970.
         """
         ...
 
@@ -77,14 +103,6 @@ def self_assessment(text: str) -> Level | None:
     return None
 
 
-def _due(items: Sequence[Item], done: Sequence[str], now: float) -> Item | None:
-    return next((item for item in items if item.due <= now and item.key not in done[-1:]), None)
-
-
-def _earliest(items: Sequence[Item], done: Sequence[str]) -> Item | None:
-    return next((item for item in items if item.key not in done[-1:]), items[0] if items else None)
-
-
 class _Skills:
     def __init__(self, skills: tuple[Skill, ...]) -> None:
         self._skills = skills
@@ -93,21 +111,16 @@ class _Skills:
     def diagnosis(self, level: Level, random: Random, known: Sequence[str]) -> Exercise:  # noqa: ARG002
         return make_from_skill(random.choice(skills_for(self._skills, level)), random)
 
-    def next(
-        self, level: Level, items: Sequence[Item], done: Sequence[str], known: Sequence[str], random: Random, now: float
-    ) -> tuple[Exercise, bool]:
+    def next(self, level: Level, met: Met, random: Random) -> tuple[Exercise, bool]:
         own = skills_for(self._skills, level)
-        mine = [item for item in items if item.key in self._named]
-        met = {item.key for item in mine}
-        fresh = [skill for skill in own if f"skill: {skill.name}" not in met]
-        if (due := _due(mine, done, now)) is not None:
-            return self._made(self._named[due.key], known, random), False
-        if fresh:
-            return self._made(fresh[0], known, random), True
-        level_items = [item for item in mine if self._named[item.key] in own]
-        item = _earliest(level_items, done)
-        skill = own[0] if item is None else self._named[item.key]
-        return self._made(skill, known, random), False
+        keys = {item.key for item in met.items}
+        if (due := met.due(self._named)) is not None:
+            return self._made(self._named[due.key], met, random), False
+        for skill in own:
+            if f"skill: {skill.name}" not in keys:
+                return self._made(skill, met, random), True
+        item = met.earliest([f"skill: {skill.name}" for skill in own])
+        return self._made(own[0] if item is None else self._named[item.key], met, random), False
 
     def rule(self, exercise: Exercise, random: Random) -> str:
         skill = self._named.get(exercise.key)
@@ -118,10 +131,10 @@ class _Skills:
         told = f"{skill.name[:1].upper()}{skill.name[1:]}. {rule}"
         return f"{told}\nExample: {shown}" if shown else told
 
-    def _made(self, skill: Skill, known: Sequence[str], random: Random) -> Exercise:
+    def _made(self, skill: Skill, met: Met, random: Random) -> Exercise:
         exercise = make_from_skill(skill, random)
         for _ in range(20):  # other numbers than the last times
-            if exercise.question not in known[-20:]:
+            if exercise.question not in met.questions[-20:]:
                 break
             exercise = make_from_skill(skill, random)
         return exercise
@@ -133,26 +146,20 @@ class _Gaps:
 
     def diagnosis(self, level: Level, random: Random, known: Sequence[str]) -> Exercise:  # noqa: ARG002
         made = [make_exercise(gap, level) for gap in list(self._gaps.values())[:12]]
-        fresh = [each for each in made if each.question.split("\n")[-1] not in {old.split("\n")[-1] for old in known}]
+        asked = {old.rpartition("\n")[2] for old in known}
+        fresh = [each for each in made if each.question.rpartition("\n")[2] not in asked]
         return (fresh or made)[0]
 
-    def next(
-        self,
-        level: Level,
-        items: Sequence[Item],
-        done: Sequence[str],
-        known: Sequence[str],
-        random: Random,
-        now: float,  # noqa: ARG002
-    ) -> tuple[Exercise, bool]:
-        item = _due(items, done, now)
+    def next(self, level: Level, met: Met, random: Random) -> tuple[Exercise, bool]:  # noqa: ARG002
+        item = met.due()
         if item is None:
-            met, asked = {each.key for each in items}, {old.split("\n")[-1] for old in known}
+            keys = {each.key for each in met.items}
+            asked = {old.rpartition("\n")[2] for old in met.questions}
             for gap in self._gaps.values():
                 exercise = make_exercise(gap, level)
-                if gap.key not in met and exercise.question.split("\n")[-1] not in asked:
+                if gap.key not in keys and exercise.question.rpartition("\n")[2] not in asked:
                     return exercise, True
-            item = _earliest(items, done)
+            item = met.earliest()
         if item is None:  # the only gaps were asked for in the diagnosis
             return make_exercise(next(iter(self._gaps.values())), level), True
         kept = self._gaps.get(item.key)
@@ -172,21 +179,13 @@ class _Proposals:
         question = f"How well do you know “{self._topic}”?\n1  it is new to me\n2  I know the basics\n3  I know it well"
         return Exercise(ASSESSMENT, "program", "beginner", question, "1", "words", "", "", "", "")
 
-    def next(
-        self,
-        level: Level,
-        items: Sequence[Item],
-        done: Sequence[str],
-        known: Sequence[str],
-        random: Random,
-        now: float,  # noqa: ARG002
-    ) -> tuple[Exercise, bool]:
-        if (due := _due(items, done, now)) is not None:
+    def next(self, level: Level, met: Met, random: Random) -> tuple[Exercise, bool]:  # noqa: ARG002
+        if (due := met.due()) is not None:
             return due.exercise, False
-        made = speech.propose(self._engine, self._sampling, self._topic, level, known)
+        made = speech.propose(self._engine, self._sampling, self._topic, level, met.questions)
         if made is not None:
             return made, True
-        if (item := _earliest(items, done)) is not None:
+        if (item := met.earliest()) is not None:
             return item.exercise, False
         raise UnsupportedModelError(
             f"the model writes no exercise about {self._topic!r} that can be used", where="--topic",

@@ -1,7 +1,7 @@
 """When something comes up again, how much of a topic is mastered, and when the level changes: pure functions.
 
-Leitner's boxes (Sebastian Leitner, "So lernt man lernen", 1972): what was solved without help moves to the next box, what had to
-be shown moves back to the first one, and each box is opened half as often as the one before it.
+Leitner's boxes (Sebastian Leitner, "So lernt man lernen", 1972): what was solved without help moves to the next box, what had
+to be shown moves back to the first one, and each box is opened half as often as the one before it.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def credit(end: State) -> float:
     return 0.0 if end.end != "solved" else 1 - RUNGS.index(end.rung) / (len(RUNGS) - 1)
 
 
-def mastery(credits: Sequence[float]) -> float:
+def mastery(earned: Sequence[float]) -> float:
     """The mean credit of the last ten exercises; those that are still missing count as nothing."""
-    return sum(credits[-RECENT:]) / RECENT
+    return sum(earned[-RECENT:]) / RECENT
 
 
-def next_level(level: Level, credits: Sequence[float]) -> Level:
+def next_level(level: Level, earned: Sequence[float]) -> Level:
     """The level after exercises on this level, the latest one last: up after five good ones, down after three bad ones."""
     place = LEVELS.index(level)
-    if len(credits) >= _UP[0] and sum(credits[-_UP[0] :]) >= _UP[0] * _UP[1]:
+    if len(earned) >= _UP[0] and sum(earned[-_UP[0] :]) >= _UP[0] * _UP[1]:
         return LEVELS[min(place + 1, len(LEVELS) - 1)]
-    if len(credits) >= _DOWN[0] and sum(credits[-_DOWN[0] :]) <= _DOWN[0] * _DOWN[1]:
+    if len(earned) >= _DOWN[0] and sum(earned[-_DOWN[0] :]) <= _DOWN[0] * _DOWN[1]:
         return LEVELS[max(place - 1, 0)]
     return level

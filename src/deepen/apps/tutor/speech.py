@@ -1,4 +1,4 @@
-"""What the model is asked, and what of its words gets through: explanations, hints, exercises, and judgements where code has none.
+"""What the model is asked, and what of its words gets through: explanations, hints, exercises, some judgements.
 
 Topics, material and what a learner writes are data: special tokens in them are broken up, and they stand apart from the
 instructions.
@@ -197,8 +197,8 @@ def verdict(engine: Engine, sampling: Sampling, exercise: Exercise, answer: str)
         return False
     asked = (
         f"Question: {neutral(exercise.question)}\nRight answer: {neutral(exercise.answer)}\nThe learner's answer, between the"
-        f" lines:\n---\n{neutral(answer)[:600]}\n---\nDoes it mean the same as the right answer? Reply in JSON with the key correct,"
-        " true or false."
+        f" lines:\n---\n{neutral(answer)[:600]}\n---\nDoes it mean the same as the right answer? Reply in JSON with the key"
+        " correct, true or false."
     )
     text = "".join(_stream(engine, asked, Sampling(seed=sampling.seed), _VERDICT_TOKENS, _VERDICT))
     try:

@@ -1,4 +1,4 @@
-"""Learners in SQLite: what each is asked, where on the ladder it stands, and when it comes up again. Nothing of it leaves the disk."""
+"""Learners in SQLite: what each is asked, where on the ladder it stands, when it comes up again. It never leaves the disk."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ CREATE TABLE item (
     exercise TEXT NOT NULL, PRIMARY KEY (course, key)
 );
 CREATE TABLE exercise (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, course INTEGER NOT NULL REFERENCES course (id), phase TEXT NOT NULL, key TEXT NOT NULL,
-    level TEXT NOT NULL, content TEXT NOT NULL, rung TEXT NOT NULL, attempts INTEGER NOT NULL, near INTEGER NOT NULL,
-    ended TEXT, help TEXT NOT NULL
+    id INTEGER PRIMARY KEY AUTOINCREMENT, course INTEGER NOT NULL REFERENCES course (id), phase TEXT NOT NULL,
+    key TEXT NOT NULL, level TEXT NOT NULL, content TEXT NOT NULL, rung TEXT NOT NULL, attempts INTEGER NOT NULL,
+    near INTEGER NOT NULL, ended TEXT, help TEXT NOT NULL
 );
 CREATE INDEX exercise_course ON exercise (course);
 CREATE TABLE attempt (
@@ -235,21 +235,20 @@ class Store:
         Raises:
             OptionError: there is no such learner.
         """
-        mine = "(SELECT id FROM course WHERE learner = ?)"
         with self._errors(), transaction(self._database):
-            topics = self._database.execute("SELECT COUNT(*) FROM course WHERE learner = ?", (learner,)).fetchone()[0]
-            if not topics:
+            courses = [number for (number,) in self._database.execute("SELECT id FROM course WHERE learner = ?", (learner,))]
+            if not courses:
                 raise self._unknown(learner, "--forget")
-            attempts = self._database.execute(
-                f"DELETE FROM attempt WHERE exercise IN (SELECT id FROM exercise WHERE course IN {mine})",
-                (learner,),  # noqa: S608
-            ).rowcount
-            exercises = self._database.execute(f"DELETE FROM exercise WHERE course IN {mine}", (learner,)).rowcount  # noqa: S608
-            self._database.execute(f"DELETE FROM item WHERE course IN {mine}", (learner,))  # noqa: S608
+            attempts = exercises = 0
+            for course in courses:
+                mine = "DELETE FROM attempt WHERE exercise IN (SELECT id FROM exercise WHERE course = ?)"
+                attempts += self._database.execute(mine, (course,)).rowcount
+                exercises += self._database.execute("DELETE FROM exercise WHERE course = ?", (course,)).rowcount
+                self._database.execute("DELETE FROM item WHERE course = ?", (course,))
             self._database.execute("DELETE FROM course WHERE learner = ?", (learner,))
         with self._errors():
             self._database.execute("VACUUM")
-        return Forgotten(learner, topics, exercises, attempts)
+        return Forgotten(learner, len(courses), exercises, attempts)
 
     def _topic(self, course: int, topic: str, material: str, level: Level | None) -> TopicProgress:
         states = [state for _, _, state in self.ends(course)]

@@ -1,4 +1,4 @@
-"""Exercises that the program makes itself, with numbers that are new each time and answers that it knows: school mathematics."""
+"""School mathematics: exercises that the program makes itself, with new numbers each time and answers that it knows."""
 
 from __future__ import annotations
 
@@ -46,18 +46,24 @@ TOPICS: dict[str, Subject] = {
     "arithmetic": Subject("arithmetic", "math mathematic maths calculat numbers number sums", _FOUR),
     "order of operations": Subject("pemdas bodmas", "order operations operation brackets parenthes", arithmetic.OPERATIONS),
     "negative numbers": Subject("", "negative integer integers signed", arithmetic.NEGATIVE),
-    "powers and roots": Subject("exponent squareroot", "power powers root roots square squares squared index indices", arithmetic.POWERS),
-    "divisors and multiples": Subject("gcd lcm hcf divisib", "divisor divisors factor factors multiple multiples", arithmetic.DIVISORS),
+    "powers and roots": Subject("exponent squareroot", "power powers root roots square squares squared index indices",
+        arithmetic.POWERS),
+    "divisors and multiples": Subject("gcd lcm hcf divisib", "divisor divisors factor factors multiple multiples",
+        arithmetic.DIVISORS),
     "fractions": Subject("fraction denominator numerator", "halves quarters", parts.FRACTIONS),
     "decimals": Subject("decimal", "point", parts.DECIMALS),
     "percentages": Subject("percent", "discount discounts", parts.PERCENTAGES),
     "ratios": Subject("proportions proportional", "ratio ratios proportion rule three", parts.RATIOS),
     "equations": Subject("algebra equation", "solving solve linear unknown", algebra.EQUATIONS),
     "quadratics": Subject("quadratic", "", algebra.QUADRATICS),
-    "expressions": Subject("polynomial", "expression expressions expand expanding simplify simplifying terms brackets", algebra.EXPRESSIONS),
+    "expressions": Subject("polynomial", "expression expressions expand expanding simplify simplifying terms brackets",
+        algebra.EXPRESSIONS),
     "sequences": Subject("", "sequence sequences series pattern patterns progression progressions", algebra.SEQUENCES),
-    "units": Subject("", "unit units conversion conversions convert converting measurement measurements metric", measures.UNITS),
-    "geometry": Subject("geometr", "area areas perimeter perimeters volume volumes angle angles triangle triangles rectangle rectangles", measures.GEOMETRY),
+    "units": Subject("", "unit units conversion conversions convert converting measurement measurements metric",
+        measures.UNITS),
+    "geometry": Subject("geometr", "area areas perimeter perimeters volume volumes angle angles triangle triangles rectangle"
+        " rectangles",
+        measures.GEOMETRY),
     "right triangles": Subject("pythagor hypotenuse", "", measures.PYTHAGORAS),
     "speed": Subject("", "speed speeds distance distances time", measures.SPEED),
     "averages": Subject("", "average averages mean means median medians statistics", measures.AVERAGES),
@@ -67,80 +73,23 @@ TOPICS: dict[str, Subject] = {
 """Subjects by name."""
 
 _FILLERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "for",
-        "to",
-        "and",
-        "with",
-        "by",
-        "my",
-        "basic",
-        "basics",
-        "simple",
-        "easy",
-        "hard",
-        "advanced",
-        "introduction",
-        "intro",
-        "practice",
-        "practise",
-        "exercises",
-        "exercise",
-        "problems",
-        "problem",
-        "word",
-        "school",
-        "grade",
-        "class",
-        "level",
-        "learn",
-        "learning",
-        "how",
-        "do",
-        "i",
-        "beginners",
-        "two",
-        "one",
-        "three",
-        "up",
-        "both",
-        "sides",
-        "different",
-        "like",
-        "unlike",
-        "mixed",
-        "ten",
-        "tens",
-        "long",
-        "short",
-        "prime",
-        "primes",
-        "rate",
-        "rates",
-        "quick",
-        "mental",
-        "whole",
-        "real",
-        "everyday",
-        "life",
-        "shopping",
-        "cooking",
-        "bakers",
-    ]
+    re.findall(
+        r"\w+",
+        """
+    a an the of in on for to and with by my basic basics simple easy hard advanced introduction intro practice practise
+    exercises exercise problems problem word school grade class level learn learning how do i beginners two one three up both
+    sides different like unlike mixed ten tens long short prime primes rate rates quick mental whole real everyday life
+    shopping cooking bakers
+""",
+    )
 )
 
 
 def find_skills(topic: str, *, strict: bool) -> tuple[Skill, ...]:
     """The skills that a topic names; none if it is no mathematics that the program has exercises for.
 
-    A word such as `fractions` is enough, unless `strict`. A word that means other things too, such as `power`, counts only where
-    every word of the topic belongs to mathematics or is a filler.
+    A word such as `fractions` is enough, unless `strict`. A word that means other things too, such as `power`, counts only
+    where every word of the topic belongs to mathematics or is a filler.
 
     Args:
         topic: in plain words.

@@ -153,7 +153,8 @@ def _nth_term(random: Random) -> Draft:
     first, step, place = random.randint(2, 20), random.randint(3, 9), random.randint(12, 40)
     terms = [first + step * each for each in range(4)]
     return Draft(
-        f"In the arithmetic sequence {', '.join(map(str, terms))}, …, what is term number {place}?", str(first + step * (place - 1)),
+        f"In the arithmetic sequence {', '.join(map(str, terms))}, …, what is term number {place}?",
+        str(first + step * (place - 1)),
         f"How many steps lie between the first term and term number {place}?",
         "There is one step fewer than there are terms.",
         f"Each step adds {step}, and there are {place} - 1 of them.",
@@ -171,7 +172,8 @@ QUADRATICS = (
     Skill("quadratic equations", "advanced", "Write the left side as a product; it is zero where a factor is.", _quadratic),
 )
 EXPRESSIONS = (
-    Skill("putting in numbers", "beginner", "Put the number in the place of the letter, then calculate in the usual order.", _evaluate),
+    Skill("putting in numbers", "beginner",
+        "Put the number in the place of the letter, then calculate in the usual order.", _evaluate),
     Skill("collecting terms", "beginner", "Only terms of the same kind can be added.", _collect),
     Skill("taking brackets away", "intermediate", "What stands before the brackets multiplies each term in them.", _expand),
     Skill("the square of a sum", "advanced", "A sum squared is both squares and twice the mixed product.", _square_of_sum),

@@ -24,7 +24,9 @@ def _add(largest: int) -> Skill:
             f"{a} + {tens} = {a + tens}, and {a + tens} + {b % 10} = {a + b}." if tens and b % 10 else f"{a} + {b} = {a + b}.",
         )  # fmt: skip
 
-    return Skill(f"adding up to {largest}", _SIZE_LEVELS[largest], "Add ones to ones, tens to tens, and carry what is over.", make)
+    return Skill(
+        f"adding up to {largest}", _SIZE_LEVELS[largest], "Add ones to ones, tens to tens, and carry what is over.", make
+    )
 
 
 def _subtract(largest: int) -> Skill:
@@ -55,13 +57,16 @@ def _multiply(first: int, second: int, level: int) -> Skill:
         return Draft(
             f"What is {a} × {b}?", str(a * b),
             f"How many groups are there, and how large is each, if you take {a} groups of {b}?",
-            f"Split the larger number: {b} is {tens} and {ones}." if split else f"Use a product near it that you know, such as {a} × {b - 1}.",
-            f"{a} × {tens} = {a * tens}. Now add {a} × {ones}." if split else f"{a} × {b - 1} = {a * (b - 1)}. Now add one more {a}.",
+            f"Split the larger number: {b} is {tens} and {ones}." if split else
+            f"Use a product near it that you know, such as {a} × {b - 1}.",
+            f"{a} × {tens} = {a * tens}. Now add {a} × {ones}." if split else
+            f"{a} × {b - 1} = {a * (b - 1)}. Now add one more {a}.",
             f"{a} × {tens} = {a * tens} and {a} × {ones} = {a * ones}; together {a * b}." if split else
             f"{a} × {b - 1} = {a * (b - 1)}, and one more {a} makes {a * b}.",
         )  # fmt: skip
 
-    return Skill(f"multiplying up to {first} × {second}", LEVELS[level], "To multiply is to add equal groups; a large factor may be split.", make)  # fmt: skip
+    return Skill(f"multiplying up to {first} × {second}", LEVELS[level],
+        "To multiply is to add equal groups; a large factor may be split.", make)  # fmt: skip
 
 
 def _divide(largest: int, level: int) -> Skill:
@@ -76,7 +81,8 @@ def _divide(largest: int, level: int) -> Skill:
             f"{a - b * half} ÷ {b} = {result - half}, and {half} + {result - half} = {result}.",
         )  # fmt: skip
 
-    return Skill(f"dividing with results up to {largest}", LEVELS[level], "To divide is to ask how many times one number fits into another.", make)  # fmt: skip
+    return Skill(f"dividing with results up to {largest}", LEVELS[level],
+        "To divide is to ask how many times one number fits into another.", make)  # fmt: skip
 
 
 def _order_simple(random: Random) -> Draft:

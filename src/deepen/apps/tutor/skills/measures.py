@@ -8,8 +8,9 @@ from random import Random
 from deepen.apps.tutor.skills.draft import Draft, Skill, decimal
 
 _UNITS = (
-    ("kilometers", "meters", 1000), ("meters", "centimeters", 100), ("centimeters", "millimeters", 10), ("kilograms", "grams", 1000),
-    ("liters", "milliliters", 1000), ("hours", "minutes", 60), ("minutes", "seconds", 60), ("days", "hours", 24),
+    ("kilometers", "meters", 1000), ("meters", "centimeters", 100), ("centimeters", "millimeters", 10),
+    ("kilograms", "grams", 1000), ("liters", "milliliters", 1000), ("hours", "minutes", 60),
+    ("minutes", "seconds", 60), ("days", "hours", 24),
 )  # fmt: skip
 _TRIPLES = ((3, 4, 5), (5, 12, 13), (8, 15, 17), (7, 24, 25), (20, 21, 29))
 
@@ -182,7 +183,8 @@ def _missing_value(random: Random) -> Draft:
     mean, known = random.randint(8, 30), [random.randint(5, 30) for _ in range(3)]
     missing = 4 * mean - sum(known)
     return Draft(
-        f"Four numbers have the mean {mean}. Three of them are {known[0]}, {known[1]} and {known[2]}. What is the fourth?", str(missing),
+        f"Four numbers have the mean {mean}. Three of them are {known[0]}, {known[1]} and {known[2]}. What is the fourth?",
+        str(missing),
         "What is the sum of all four?",
         "The sum is the mean times how many there are.",
         f"All four together are 4 × {mean} = {4 * mean}.",
@@ -207,8 +209,8 @@ def _two_draws(random: Random) -> Draft:
     total = red + blue
     result = Fraction(red, total) * Fraction(red - 1, total - 1)
     return Draft(
-        f"A bag holds {red} red and {blue} blue balls. Two are drawn, and none is put back. What is the probability that both are"
-        " red, as a fraction?", str(result),
+        f"A bag holds {red} red and {blue} blue balls. Two are drawn, and none is put back. What is the probability that both"
+        " are red, as a fraction?", str(result),
         "What has changed in the bag before the second draw?",
         "Multiply the probability of the first draw by that of the second.",
         f"After a red ball there are {total - 1} balls left, of which {red - 1} are red.",
@@ -234,11 +236,12 @@ def _compound(random: Random) -> Draft:
     first = amount * (100 + rate) // 100
     result = Fraction(first * (100 + rate), 100)
     return Draft(
-        f"{amount} dollars grow by {rate}% a year, interest included. How much is it after two years, in dollars?", decimal(result),
+        f"{amount} dollars grow by {rate}% a year, interest included. How much is it after two years, in dollars?",
+        decimal(result),
         "What is it after a single year, and what grows in the second year?",
         "In the second year the interest of the first one grows too.",
         f"After the first year it is {first} dollars.",
-        f"{rate}% of {first} is {decimal(result - first)}, and {first} + {decimal(result - first)} = {decimal(result)} dollars.",
+        f"{rate}% of {first} is {decimal(result - first)}, and with {first} that is {decimal(result)} dollars.",
         "number", "dollars",
     )  # fmt: skip
 
@@ -255,8 +258,10 @@ def _angle(random: Random) -> Draft:
 
 
 UNITS = (
-    Skill("to a smaller unit", "beginner", "A smaller unit needs more of them: multiply by how many fit into the larger one.", _to_smaller),
-    Skill("to a larger unit", "intermediate", "A larger unit needs fewer of them: divide by how many of the smaller one fit in.", _to_larger),
+    Skill("to a smaller unit", "beginner",
+        "A smaller unit needs more of them: multiply by how many fit into the larger one.", _to_smaller),
+    Skill("to a larger unit", "intermediate",
+        "A larger unit needs fewer of them: divide by how many of the smaller one fit in.", _to_larger),
     Skill("square units", "advanced", "Areas grow with the square of the lengths.", _square_units),
 )  # fmt: skip
 GEOMETRY = (

@@ -17,7 +17,8 @@ def _simplify(random: Random) -> Draft:
         f"Write {a}/{b} in lowest terms.", str(part),
         f"Which number divides both {a} and {b}?",
         "Divide above and below by the same number, until nothing but 1 divides both.",
-        f"Both can be divided by {factor}." if factor < part.denominator else f"The greatest common divisor of {a} and {b} is {factor}.",
+        f"Both can be divided by {factor}." if factor < part.denominator else
+        f"The greatest common divisor of {a} and {b} is {factor}.",
         f"{a} ÷ {factor} = {part.numerator} and {b} ÷ {factor} = {part.denominator}, so it is {part}.", "lowest",
     )  # fmt: skip
 
@@ -42,7 +43,8 @@ def _sum(first: Fraction, second: Fraction, one: tuple[int, int], other: tuple[i
     return Draft(
         f"What is {one[0]}/{one[1]} + {other[0]}/{other[1]}?", str(result),
         "Are the parts of one size? If not, how can they be made so?",
-        "Parts of one size are simply counted together." if same else f"Find a number that {one[1]} and {other[1]} both divide, as the common denominator.",
+        "Parts of one size are simply counted together." if same else
+        f"Find a number that {one[1]} and {other[1]} both divide, as the common denominator.",
         f"Count the parts: {one[0]} and {other[0]} of them. Their size stays." if same else
         f"With the denominator {below} they are {a}/{below} and {b}/{below}.",
         f"{a}/{below} + {b}/{below} = {a + b}/{below}{lowest}.",
@@ -57,7 +59,8 @@ def _multiply(random: Random) -> Draft:
         f"How much is {a} of {b}?",
         "Multiply above with above and below with below.",
         f"Below it is {a.denominator} × {b.denominator} = {below}.",
-        f"Above it is {above}, below {below}: {above}/{below}{'' if Fraction(above, below).denominator == below else f' = {a * b}'}.",
+        f"Above it is {above}, below {below}: {above}/{below}"
+        f"{'' if Fraction(above, below).denominator == below else f' = {a * b}'}.",
     )  # fmt: skip
 
 
@@ -164,7 +167,8 @@ def _percent_change(random: Random) -> Draft:
     change = Fraction(price * rate, 100)
     result = price + change if up else price - change
     return Draft(
-        f"A price of {price} dollars {'rises' if up else 'falls'} by {rate}%. What is the new price, in dollars?", decimal(result),
+        f"A price of {price} dollars {'rises' if up else 'falls'} by {rate}%. What is the new price, in dollars?",
+        decimal(result),
         f"How many dollars are {rate}% of {price}?",
         f"Find the change first, then {'add it' if up else 'take it away'}.",
         f"{rate}% of {price} is {decimal(change)}.",
@@ -228,24 +232,31 @@ FRACTIONS = (
     Skill("lowest terms", "beginner", "Dividing above and below by the same number does not change a fraction.", _simplify),
     Skill("fractions with one denominator", "beginner", "Parts of one size are counted together; their size stays.", _add_like),
     Skill("a fraction of a number", "beginner", "Divide by what is below, multiply by what is above.", _of_number),
-    Skill("fractions with different denominators", "intermediate", "Bring them to a common denominator, then add what is above.", _add_unlike),
+    Skill("fractions with different denominators", "intermediate",
+        "Bring them to a common denominator, then add what is above.", _add_unlike),
     Skill("products of fractions", "intermediate", "Multiply above with above and below with below.", _multiply),
     Skill("quotients of fractions", "advanced", "Dividing by a fraction is multiplying by it turned over.", _divide),
 )  # fmt: skip
 DECIMALS = (
     Skill("sums of decimals", "beginner", "Write point below point, and add as with whole numbers.", _decimal_sum),
-    Skill("fractions as decimals", "intermediate", "A fraction is a division: what is above divided by what is below.", _fraction_to_decimal),
-    Skill("products of decimals", "intermediate", "Multiply without the points, then count the digits behind them.", _decimal_product),
+    Skill("fractions as decimals", "intermediate",
+        "A fraction is a division: what is above divided by what is below.", _fraction_to_decimal),
+    Skill("products of decimals", "intermediate",
+        "Multiply without the points, then count the digits behind them.", _decimal_product),
     Skill("quotients of decimals", "advanced", "Make the divisor whole by moving both points.", _decimal_division),
 )  # fmt: skip
 PERCENTAGES = (
-    Skill("a percentage of a number", "beginner", "One percent is a hundredth; take as many of them as are asked for.", _percent_of),
+    Skill("a percentage of a number", "beginner",
+        "One percent is a hundredth; take as many of them as are asked for.", _percent_of),
     Skill("which percentage", "intermediate", "Write the part over the whole, with a hundred below.", _percent_which),
-    Skill("percentage changes", "intermediate", "Find the change from the old value, then add it or take it away.", _percent_change),
-    Skill("back to the old value", "advanced", "The new value is what is left of the whole old one, in percent.", _percent_back),
+    Skill("percentage changes", "intermediate",
+        "Find the change from the old value, then add it or take it away.", _percent_change),
+    Skill("back to the old value", "advanced",
+        "The new value is what is left of the whole old one, in percent.", _percent_back),
 )  # fmt: skip
 RATIOS = (
     Skill("proportions", "beginner", "Go by way of a single one: divide, then multiply.", _proportion),
     Skill("sharing in a ratio", "intermediate", "Add the parts of the ratio, and find how large one part is.", _share),
-    Skill("inverse proportions", "advanced", "Where more of one means less of the other, their product stays the same.", _inverse),
+    Skill("inverse proportions", "advanced",
+        "Where more of one means less of the other, their product stays the same.", _inverse),
 )  # fmt: skip
