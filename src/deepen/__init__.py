@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepen.apps.summarize import summarize
     from deepen.apps.support import support
+    from deepen.apps.tutor import tutor
     from deepen.batch import batch
     from deepen.chat import chat
     from deepen.doctor import doctor
@@ -55,6 +56,7 @@ __all__ = [
     "summarize",
     "support",
     "synthesize",
+    "tutor",
     "verify",
 ]
 _HOME = {
@@ -79,6 +81,7 @@ _HOME = {
     "summarize": "deepen.apps.summarize",
     "support": "deepen.apps.support",
     "synthesize": "deepen.synthesize",
+    "tutor": "deepen.apps.tutor",
     "verify": "deepen.verify",
 }
 

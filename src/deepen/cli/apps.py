@@ -1,4 +1,4 @@
-"""Applications: summarize and support."""
+"""Applications: summarize, support, tutor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepen.cli import options
+from deepen.cli import options, tutor
 from deepen.cli.options import count
 from deepen.cli.printing import plain, print_json, print_table
 from deepen.cli.summarize import summarize
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
     app.command(rich_help_panel=_PANEL)(summarize)
     app.command(rich_help_panel=_PANEL)(support)
+    tutor.register(app)
 
 
 @options.sharing(options.RUN)
