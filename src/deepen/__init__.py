@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepen.apps.support import support
+    from deepen.apps.write import write
     from deepen.batch import batch
     from deepen.chat import chat
     from deepen.doctor import doctor
@@ -54,6 +55,7 @@ __all__ = [
     "support",
     "synthesize",
     "verify",
+    "write",
 ]
 _HOME = {
     "Plan": "deepen.plan",
@@ -77,6 +79,7 @@ _HOME = {
     "support": "deepen.apps.support",
     "synthesize": "deepen.synthesize",
     "verify": "deepen.verify",
+    "write": "deepen.apps.write",
 }
 
 

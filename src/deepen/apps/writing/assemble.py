@@ -15,6 +15,12 @@ from deepen.apps.writing.result import Citation, Reason, Section, Unsupported, W
 _GREETING, _FAREWELL = "Hello,", "Kind regards,"
 
 
+def shows_headings(assignment: Assignment, outline: Outline) -> bool:
+    """Whether a text shows its headings: one of several sections; those of the template only where it is English."""
+    own = outline.origin != "template" or assignment.is_english
+    return KINDS[assignment.kind].headed and len(outline.sections) > 1 and own
+
+
 class Assembly:
     """The text as it grows; facts get their numbers in the order in which they are cited.
 
@@ -27,8 +33,7 @@ class Assembly:
     def __init__(self, assignment: Assignment, outline: Outline, tell: Callable[[str], None]) -> None:
         self._assignment, self._outline, self._tell = assignment, outline, tell
         self._letter = assignment.kind == "email"
-        # the template's headings are English
-        self._headed = KINDS[assignment.kind].headed and (outline.origin != "template" or assignment.is_english)
+        self._headed = shows_headings(assignment, outline)
         self._numbers: dict[Number, int] = {}
         self._pieces: list[str] = []
         self._texts: list[list[str]] = []

@@ -195,7 +195,8 @@ class Facts:
         weights = {part.stem: part.weight for part in question_parts(self._knowledge, topic, None)}
         facts = self.of(passages)
         worth = {fact.number: sum(weights.get(stem, 0.0) for stem in fact.stems) for fact in facts}
-        return sorted((fact for fact in facts if len(fact.text.split()) > 3), key=lambda fact: -worth[fact.number])
+        telling = [fact for fact in facts if len(fact.text.split()) > 3 and worth[fact.number]]
+        return sorted(telling, key=lambda fact: -worth[fact.number])
 
     def _check(self, sentence: str, facts: Sequence[Fact], brief: str) -> Verdict:
         told = claims.unknown_numbers(sentence, brief)
