@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepen.apps.summarize import summarize
     from deepen.apps.support import support
     from deepen.apps.write import write
     from deepen.batch import batch
@@ -52,6 +53,7 @@ __all__ = [
     "run",
     "scale",
     "serve",
+    "summarize",
     "support",
     "synthesize",
     "verify",
@@ -76,6 +78,7 @@ _HOME = {
     "run": "deepen.pipeline",
     "scale": "deepen.scale",
     "serve": "deepen.serve",
+    "summarize": "deepen.apps.summarize",
     "support": "deepen.apps.support",
     "synthesize": "deepen.synthesize",
     "verify": "deepen.verify",

@@ -231,8 +231,8 @@ def test_repetitions_echoes_remarks_and_headings_are_left_out():
     says = (
         "# Sending parcels\n\n## Delivery\n\nSure, here is the section you wanted:\n\nThe postman comes early each day. The"
         " postman comes early each day. This article discusses parcels of all sizes. Write about 67"
-        " words about sending parcels, as an article, under the heading. Boxes are made of brown paper and string [S4]. very very"
-        " very very very very very very very very very very very. [Insert name here] rides a bike.\n\n## Money\n\nNever."
+        " words about sending parcels, as an article, under the heading. Boxes are made of brown paper and string [S4]. very"
+        " very very very very very very very very very very very very. [Insert name here] rides a bike.\n\n## Money\n\nNever."
     )
     writing, _ = write({"section": says, "more": ""}, words=100)
     assert writing.sections[0].text == "The postman comes early each day. Boxes are made of brown paper and string."

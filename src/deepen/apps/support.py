@@ -12,10 +12,11 @@ from typing import Any
 from deepen.apps.alike import open_alike
 from deepen.apps.desk import HANDOVER, Answer, Desk, Passage, check_question
 from deepen.apps.documents import Found, find_documents
+from deepen.apps.documents.gather import say_left_out
 from deepen.apps.knowledge import Knowledge
 from deepen.checkpoint import resolve
 from deepen.engine.request import check_request
-from deepen.errors import DataError, DeepenError, OptionError, printable
+from deepen.errors import DataError, DeepenError, OptionError
 from deepen.output import cache_folder
 from deepen.prepare import given, open_engine
 from deepen.progress import progress
@@ -166,10 +167,7 @@ def open_knowledge(found: Found, file: Path, *, option: str = "--docs") -> Knowl
         else:
             with progress("Reading documents", len(found.sources), "documents") as advance:
                 update = knowledge.update(found, advance)
-        for name, reason in update.skipped:
-            print(printable(f"Left out: {name}: {reason}"), file=sys.stderr)
-        if update.skipped:
-            print(f"Left out: {len(update.skipped)} of {update.files + len(update.skipped)} files", file=sys.stderr)
+        say_left_out(update.skipped, update.files)
         if not update.passages:
             raise DataError(
                 "there is no document that can be read", where=option, next="name .md, .txt, .html, .ipynb or .pdf files"

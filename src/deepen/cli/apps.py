@@ -1,4 +1,4 @@
-"""Applications: support and write."""
+"""Applications: summarize, support and write."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from deepen.cli import options
 from deepen.cli.options import count
 from deepen.cli.printing import plain, print_json, print_table
+from deepen.cli.summarize import summarize
 from deepen.cli.write import write
 from deepen.errors import DataError, OptionError, printable
 
@@ -22,6 +23,7 @@ _PANEL = "Applications"
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
+    app.command(rich_help_panel=_PANEL)(summarize)
     app.command(rich_help_panel=_PANEL)(support)
     app.command(rich_help_panel=_PANEL)(write)
 

@@ -95,6 +95,8 @@ class LlamacppEngine:
         gguf: the model file.
         context: tokens to hold at most.
         draft: a GGUF that guesses the next tokens, or `ngram` for the text so far.
+        threads: to compute with; as many as `OMP_NUM_THREADS` says or there are cores unless given.
+        alike: one of several that run the same file: its weights are held once, and no answer depends on what was asked before.
 
     Raises:
         MissingDependencyError: xllamacpp is not installed.
@@ -104,10 +106,17 @@ class LlamacppEngine:
 
     name = "llamacpp"
 
-    def __init__(self, gguf: Path, *, context: int | None = None, draft: Path | str | None = None) -> None:
-        self._drafts = draft is not None
-        self._fresh = False
-        server = start_server(gguf, context=context, draft=draft)
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        context: int | None = None,
+        draft: Path | str | None = None,
+        threads: int | None = None,
+        alike: bool = False,
+    ) -> None:
+        self._drafts, self._alike, self._fresh = draft is not None, alike, False
+        server = start_server(gguf, context=context, draft=draft, threads=threads, alike=alike)
         self._child, self._address, self._key = server.child, server.address, server.key
         self.context: int | None = server.context
         self.has_template = server.has_template
@@ -165,7 +174,7 @@ class LlamacppEngine:
             "seed": secrets.randbits(31) if seed is None else seed,
             "stop": list(stop),
             "stream": True,
-            "cache_prompt": not self._fresh,
+            "cache_prompt": not (self._fresh or self._alike),
         }
         self._fresh = False
         if json_schema is not None:
