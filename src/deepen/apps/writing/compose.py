@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from deepen.apps import claims
 from deepen.apps.grounded import sentences
+from deepen.apps.summary.claims import Known, unsupported_numbers
 from deepen.apps.writing.assemble import Assembly, shows_headings
 from deepen.apps.writing.facts import Fact, Facts, Number, Verdict
 from deepen.apps.writing.kinds import Assignment, Planned, most_sections, share
@@ -33,6 +33,7 @@ _FACTS_TO_RETELL = 5
 _UNKNOWN_CONTEXT = 4096  # tokens, of a server that does not tell
 _BYTES_PER_TOKEN = 3.0
 _SPARE_TOKENS = 64
+_FACT_TOKENS = 2500  # of facts that a section is shown: more would be read slowly, and by small models not at all
 
 
 def compose(
@@ -348,7 +349,7 @@ class _Author:
 
     def _verdict(self, sentence: str, passages: Sequence[int]) -> Verdict:
         if self._facts is None:
-            return Verdict(absent=tuple(each.text for each in claims.unknown_numbers(sentence, self.brief)))
+            return Verdict(absent=tuple(unsupported_numbers(sentence, Known([self.brief]))))
         return self._facts.check(sentence, passages, self.brief)
 
     def _known(self, text: str) -> bool:
@@ -373,7 +374,7 @@ class _Author:
             return self._prompts.common(""), ()
         context = self._engine.context or _UNKNOWN_CONTEXT
         spent = self._count(self._prompts.system + self._prompts.common("")) + 400  # the outline and the text before it
-        left = context - min(room, context // 2) - spent - _SPARE_TOKENS
+        left = min(_FACT_TOKENS, context - min(room, context // 2) - spent - _SPARE_TOKENS)
         shown, passages = self._facts.choose(topic, lambda text: self._count(text) <= left)
         return self._prompts.common(shown), passages
 
