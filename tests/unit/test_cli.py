@@ -34,6 +34,7 @@ VERBS = {
     "chat": (chat.chat, "deepen.chat", "chat"),
     "export": (use.export, "deepen.export", "export"),
     "support": (apps.support, "deepen.apps.support", "support"),
+    "write": (apps.write, "deepen.apps.write", "write"),
     "run": (recipes.run, "deepen.pipeline", "run"),
     "check": (recipes.check, "deepen.pipeline", "check"),
 }

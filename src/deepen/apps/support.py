@@ -155,31 +155,34 @@ class Library:
     """Documents that are indexed and ready, for any number of desks; see `open_library`.
 
     Attributes:
+        name: their places, one a line.
         index: the SQLite file.
         alike: words that mean nearly the same, if they are known.
         documents: how many could be read.
         passages: how many they have.
     """
 
+    name: str
     index: Path
     alike: Alike | None
     documents: int
     passages: int
 
 
-def open_library(model: Path, docs: Sequence[str | Path]) -> Library:
+def open_library(model: Path, docs: Sequence[str | Path], *, option: str = "--docs") -> Library:
     """Bring the index of documents up to date; says on stderr what was left out.
 
     Args:
         model: a checkpoint folder or a GGUF file, for the words that it holds to be alike.
         docs: folders and files.
+        option: what named them, for messages.
 
     Raises:
         DataError: none of them can be read.
     """
-    file = _index_file(docs)
-    with open_knowledge(find_documents(docs), file) as knowledge:
-        return Library(file, open_alike(model), knowledge.documents, knowledge.size)
+    file, name = _index_file(docs), "\n".join(sorted(str(Path(place).resolve()) for place in docs))
+    with open_knowledge(find_documents(docs), file, option=option) as knowledge:
+        return Library(name, file, open_alike(model), knowledge.documents, knowledge.size)
 
 
 def library_desk(

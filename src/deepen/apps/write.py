@@ -149,8 +149,8 @@ def write(
             file.unlink(missing_ok=True)
     if writing.passages_left_out:
         say(
-            f"Facts: {writing.passages_left_out} of {writing.passages} passages were left out: they do not fit the context, and"
-            " others say more of the sections"
+            f"Facts: {writing.passages_left_out} of {writing.passages} passages were left out: there is no room for all, and"
+            " others say more of what is written"
         )
     return writing
 

@@ -1,4 +1,4 @@
-"""Applications: summarize, support, tutor."""
+"""Applications: summarize, support, tutor, write."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from deepen.cli import options, tutor
 from deepen.cli.options import count
 from deepen.cli.printing import plain, print_json, print_table
 from deepen.cli.summarize import summarize
+from deepen.cli.write import write
 from deepen.errors import DataError, OptionError, printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=_PANEL)(summarize)
     app.command(rich_help_panel=_PANEL)(support)
     tutor.register(app)
+    app.command(rich_help_panel=_PANEL)(write)
 
 
 @options.sharing(options.RUN)

@@ -127,6 +127,9 @@ def serve(
     docs: Annotated[
         list[Path], typer.Option(metavar="PATH", help="Documents that support answers from; may be given again.")
     ] = [],  # noqa: B006
+    material: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Documents that the tutor makes exercises from; may be given again.")
+    ] = [],  # noqa: B006
     json: options.Json = False,
     *,
     shared: dict[str, Any],
@@ -148,7 +151,7 @@ def serve(
     listen(
         model, host=host, port=port, engine=engine, api_key=api_key, api_key_file=api_key_file, tls_cert=tls_cert,
         tls_key=tls_key, parallel=parallel, context=context, quantize=quantize, draft=draft, max_new_tokens=max_new_tokens,
-        max_body=max_body, max_seconds=max_seconds, execute=execute, docs=docs, on_ready=show, **shared,
+        max_body=max_body, max_seconds=max_seconds, execute=execute, docs=docs, material=material, on_ready=show, **shared,
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def serve(
     max_seconds: float = 600.0,
     execute: bool = False,
     docs: Sequence[str | Path] | str | Path = (),
+    material: Sequence[str | Path] | str | Path = (),
     on_ready: Callable[[Address], None] | None = None,
     drop: int | None = None,
     layers: str | None = None,
@@ -102,6 +103,7 @@ def serve(
         max_seconds: longest time for an answer.
         execute: with `engine="vllm"`, start the command in the place of this process.
         docs: folders and files of documents from which `support` answers; it is off without.
+        material: folders and files of documents from which the tutor makes exercises, where the topic is no arithmetic.
         on_ready: called when the model is loaded.
         drop: layer plan, as in `scale`: the deepened model is served from a GGUF in the cache. So do the next five.
         layers: slices of layers.
@@ -123,9 +125,10 @@ def serve(
     made = None if keys or loopback else secrets.token_urlsafe(24)
     keys = (made,) if made else keys
     places = [docs] if isinstance(docs, str | Path) else docs
+    taught = [material] if isinstance(material, str | Path) else material
     options = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     if engine == "vllm":
-        refuse("vLLM", quantize=quantize, draft=draft, plan=options, docs=list(places))
+        refuse("vLLM", quantize=quantize, draft=draft, plan=options, docs=list(places), material=list(taught))
         _vllm(vllm_command(model, host=host, port=port, keys=keys, context=context, parallel=parallel), execute=execute)
         return
     if engine not in {"auto", "llamacpp"}:
@@ -133,6 +136,7 @@ def serve(
     tls = _tls(tls_cert, tls_key)
     path = resolve(model)
     library = open_library(path, places) if places else None
+    lessons = open_library(path, taught, option="--material") if taught else None
     guess = prepare_draft(path, plan=options, draft=draft)
     gguf, tokens = prepare_gguf(path, plan=options, quantize=quantize, context=context, parallel=parallel, draft=guess)
     if draft == AUTO:
@@ -142,7 +146,7 @@ def serve(
     name = path.stem if path.is_file() else path.resolve().name
     limits = Limits(max_new_tokens, parse_bytes(max_body), max_seconds)
     start = partial(start_server, gguf, context=tokens, name=name, parallel=parallel, public=True, draft=guess)
-    apps = Apps(House(max_new_tokens, parallel, library))
+    apps = Apps(House(max_new_tokens, parallel, library, lessons))
     front = Front(start, limits, keys, loopback, apps, Pages())
     address = Address("", name, tokens, parallel, made)
     asyncio.run(_run(front, host, port, tls, address, on_ready))

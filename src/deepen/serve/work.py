@@ -12,6 +12,9 @@ from typing import Any
 from deepen.apps.desk import check_question
 from deepen.apps.summary import Settings, summarize_documents
 from deepen.apps.support import Library, library_desk
+from deepen.apps.knowledge import Knowledge
+from deepen.apps.tutor import Lesson, forget_learner, learner_progress
+from deepen.apps.tutor.store import Store
 from deepen.apps.writing import check_assignment, compose, read_facts, read_outline
 from deepen.engine.request import check_request
 from deepen.engine.shared import SharedEngine, Stopped
@@ -30,11 +33,13 @@ class House:
         new_tokens: longest answer.
         parallel: conversations at once.
         library: the documents that support answers from, if there are any.
+        material: the documents that the tutor makes exercises from, if there are any.
     """
 
     new_tokens: int
     parallel: int
     library: Library | None = None
+    material: Library | None = None
 
 
 class Job:
@@ -99,6 +104,33 @@ def _support(job: Job, fields: Mapping[str, Any]) -> dict[str, Any]:
         return asdict(desk.ask(question, on_text=job.text))
 
 
+def _tutor(job: Job, fields: Mapping[str, Any]) -> dict[str, Any]:
+    learner = fields.get("learner", "me")
+    if fields.get("forget"):
+        return asdict(forget_learner(learner))
+    if fields.get("progress"):
+        return asdict(learner_progress(learner))
+    sampling = {"max_new_tokens": 256, "temperature": 0.0, "seed": None, **_without(fields, *_LESSON)}
+    check_request(**sampling, trim=None, engine="auto")
+    sampling["max_new_tokens"] = min(sampling["max_new_tokens"], job.house.new_tokens)
+    material = job.house.material
+    with ExitStack() as stack:
+        lesson = Lesson(
+            job.engine,
+            stack.enter_context(Store()),
+            _needs(fields, "topic"),
+            learner=learner,
+            level=fields.get("level"),
+            material=None if material is None else stack.enter_context(Knowledge(material.index)),
+            material_name="" if material is None else material.name,
+            alike=None if material is None else material.alike,
+            **sampling,
+        )
+        answer = fields.get("answer")
+        turns = lesson.start(job.text) if answer is None else lesson.answer(answer, job.text)
+        return {"turns": [asdict(turn) for turn in turns]}
+
+
 def _write(job: Job, fields: Mapping[str, Any]) -> dict[str, Any]:
     options = _without(fields, "kind", "about", "facts", "outline", "outline_file", "revise", "temperature", "seed")
     assignment = check_assignment(_needs(fields, "kind"), _needs(fields, "about"), **options)
@@ -153,6 +185,7 @@ class App:
 
 
 _TEXT, _NUMBER, _ANY_NUMBER, _FLAG, _LIST = (str,), (int,), (float, int), (bool,), (list,)
+_LESSON = ("topic", "learner", "level", "answer", "forget", "progress")
 _SAMPLING = {"temperature": _ANY_NUMBER, "seed": _NUMBER}
 APPS = {
     "/v1/apps/summarize": App(
@@ -165,6 +198,13 @@ APPS = {
     "/v1/apps/support": App(
         {"question": _TEXT, "turns": _LIST, "passages": _NUMBER, "handover": _TEXT, "max_new_tokens": _NUMBER, **_SAMPLING},
         _support,
+    ),
+    "/v1/apps/tutor": App(
+        {
+            "topic": _TEXT, "learner": _TEXT, "level": _TEXT, "answer": _TEXT, "forget": _FLAG, "progress": _FLAG,
+            "max_new_tokens": _NUMBER, **_SAMPLING,
+        },
+        _tutor,
     ),
     "/v1/apps/write": App(
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from deepen.apps import claims
+from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.writing.facts import Facts, Number, Verdict
 from deepen.apps.writing.kinds import KINDS, Assignment, Planned
 from deepen.apps.writing.outline import Outline
@@ -12,7 +12,14 @@ from deepen.apps.writing.part import Part
 from deepen.apps.writing.prose import Sentence, count_words
 from deepen.apps.writing.result import Citation, Reason, Section, Unsupported, Writing
 
+_NOUNS_HAVE_CAPITALS = {"german", "deutsch", "luxembourgish"}  # so that they tell no names
 _GREETING, _FAREWELL = "Hello,", "Kind regards,"
+
+
+def shows_headings(assignment: Assignment, outline: Outline) -> bool:
+    """Whether a text shows its headings: one of several sections; those of the template only where it is English."""
+    own = outline.origin != "template" or assignment.is_english
+    return KINDS[assignment.kind].headed and len(outline.sections) > 1 and own
 
 
 class Assembly:
@@ -27,8 +34,7 @@ class Assembly:
     def __init__(self, assignment: Assignment, outline: Outline, tell: Callable[[str], None]) -> None:
         self._assignment, self._outline, self._tell = assignment, outline, tell
         self._letter = assignment.kind == "email"
-        # the template's headings are English
-        self._headed = KINDS[assignment.kind].headed and (outline.origin != "template" or assignment.is_english)
+        self._headed = shows_headings(assignment, outline)
         self._numbers: dict[Number, int] = {}
         self._pieces: list[str] = []
         self._texts: list[list[str]] = []
@@ -124,18 +130,17 @@ class Assembly:
             yield Citation(label, fact.hit.file, fact.line, fact.hit.page, fact.hit.headings, fact.text)
 
     def _unsupported(self, parts: Sequence[Part], facts: Facts | None, brief: str) -> Iterator[Unsupported]:
+        given = Known([brief])
         headings = [self._outline.title, *(each.heading for each in self._outline.sections if self._headed)]
         for heading in headings:
-            for number in claims.unknown_numbers(heading, brief):
-                if facts is None or not number.values & facts.values:
-                    yield Unsupported(number.text, "number", "absent", heading, "", False)
-        known = claims.words(brief) | (facts.words if facts else frozenset())
+            for number in unsupported_numbers(heading, given):
+                if facts is None or unsupported_numbers(number, facts.known):
+                    yield Unsupported(number, "number", "absent", heading, "", False)
         sentences = [
             (planned.heading, each.sentence.text)
             for planned, part in zip(self._outline.sections, parts, strict=True)
             for each in part.kept
         ]
-        strange = [name for name in claims.names("\n".join(text for _, text in sentences)) if not claims.is_known(name, known)]
         for planned, part in zip(self._outline.sections, parts, strict=True):
             for checked, removed in [*((each, False) for each in part.kept), *((each, True) for each in part.removed)]:
                 sentence, verdict = checked.sentence.text, checked.verdict
@@ -146,6 +151,11 @@ class Assembly:
                 for reason, numbers in reasons:
                     for text in numbers:
                         yield Unsupported(text, "number", reason, sentence, planned.heading, removed)
-        for name in strange:
-            heading, sentence = next(each for each in sentences if name in each[1])
-            yield Unsupported(name, "name", "absent", sentence, heading, False)
+        if (self._assignment.language or "").lower() in _NOUNS_HAVE_CAPITALS:
+            return
+        seen: set[str] = set()
+        for heading, sentence in sentences:
+            for name in unsupported_names(sentence, given):
+                if name not in seen and (facts is None or unsupported_names(f"the {name}", facts.known)):
+                    seen.add(name)
+                    yield Unsupported(name, "name", "absent", sentence, heading, False)

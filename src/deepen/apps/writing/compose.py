@@ -8,11 +8,11 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from deepen.apps import claims
 from deepen.apps.grounded import sentences
-from deepen.apps.writing.assemble import Assembly
-from deepen.apps.writing.facts import Facts, Number, Verdict
-from deepen.apps.writing.kinds import KINDS, Assignment, Planned, most_sections, share
+from deepen.apps.summary.claims import Known, unsupported_numbers
+from deepen.apps.writing.assemble import Assembly, shows_headings
+from deepen.apps.writing.facts import Fact, Facts, Number, Verdict
+from deepen.apps.writing.kinds import Assignment, Planned, most_sections, share
 from deepen.apps.writing.outline import Outline, fallback, parse, sound, sound_title
 from deepen.apps.writing.part import Checked, Part, read_part
 from deepen.apps.writing.prompts import Asked, Prompts
@@ -29,9 +29,11 @@ _FEWEST_WORDS = 15  # of a section, however little is left
 _WARM = 0.7  # temperature of another attempt, after one that brought nothing
 _TOKENS_PER_WORD, _MORE_TOKENS = 2.5, 48
 _OUTLINE_TOKENS = 300
+_FACTS_TO_RETELL = 5
 _UNKNOWN_CONTEXT = 4096  # tokens, of a server that does not tell
 _BYTES_PER_TOKEN = 3.0
 _SPARE_TOKENS = 64
+_FACT_TOKENS = 2500  # of facts that a section is shown: more would be read slowly, and by small models not at all
 
 
 def compose(
@@ -71,10 +73,10 @@ def compose(
     author = _Author(engine, assignment, facts, temperature, seed, on_step or (lambda _: None))
     tokens = 0
     if outline is None:
-        planned = journal.get("outline") if journal else None
+        planned = journal.get("outline") if journal is not None else None
         if planned is None:
             outline, tokens = author.plan()
-            if journal:
+            if journal is not None:
                 journal.keep("outline", {"outline": asdict(outline), "tokens": tokens})
         else:
             outline, tokens = _outline(planned["outline"]), planned["tokens"]
@@ -95,12 +97,12 @@ def compose(
     parts: list[Part] = []
     for place, section in enumerate(outline.sections):
         name = f"section {place}"
-        kept = journal.get(name) if journal else None
+        kept = journal.get(name) if journal is not None else None
         if kept is None:
-            live = None if revise else assembly.add
+            live = None if revise or facts is not None else assembly.add  # what may still change is not shown
             assembly.open(section)
             part = author.write(outline, place, parts, assembly.words, revise=revise, on_kept=live)
-            if journal:
+            if journal is not None:
                 journal.keep(name, asdict(part))
             for each in part.kept if live is None or part.origin == "facts" else ():
                 assembly.add(each.sentence, each.verdict)
@@ -131,6 +133,11 @@ class _Draft:
     words: int = 0
     tokens: int = 0
     cut: bool = False
+
+    @property
+    def resting(self) -> set[Number]:
+        """The facts that it rests on."""
+        return {number for each in self.kept for number in each.verdict.facts}
 
 
 class _Author:
@@ -192,7 +199,7 @@ class _Author:
         planned, kind = outline.sections[place], self._assignment.kind
         shares = [share(kind, each.heading) for each in outline.sections[place:]]
         left = self._assignment.words - words
-        if KINDS[kind].headed:
+        if shows_headings(self._assignment, outline):
             left -= sum(count_words(each.heading) for each in outline.sections[place + 1 :])
         budget = max(_FEWEST_WORDS, round(left * shares[0] / sum(shares)))
         self._step(f"Section {place + 1} of {len(outline.sections)}: {planned.heading} (about {budget} words)")
@@ -204,8 +211,14 @@ class _Author:
         draft = self._draft(asked, outline, planned, said, passages, budget, on_kept)
         origin: Literal["model", "facts", "nothing"] = "model"
         revised = False
-        if not draft.kept:
-            origin = "facts" if self._quote(draft, topic, passages, before, budget) else "nothing"
+        unused = self._unused(topic, passages, before)
+        if unused and not draft.resting:
+            self._retell(outline, planned, said, passages, budget, draft, unused)
+        if unused and not draft.resting:
+            _quote(draft, unused, budget)
+            origin = "facts"
+        elif not draft.kept:
+            origin = "nothing"
         elif revise:
             better = self._revise(common, outline, planned, said, passages, budget, draft)
             draft.tokens += better.tokens
@@ -241,6 +254,32 @@ class _Author:
                 # the same question brings the same answer; drawn from a seed, so that it stays repeatable
                 temperature, seed = max(self._temperature, _WARM), 1000 * len(said) + attempt + (self._seed or 0)
         return draft
+
+    def _unused(self, topic: str, passages: Sequence[int], before: Sequence[Part]) -> list[Fact]:
+        """Facts that say something of a topic and that no section before rests on, the best first; none for a story."""
+        if self._facts is None or self._assignment.kind == "story":
+            return []
+        used = {number for part in before for each in part.kept for number in each.verdict.facts}
+        return [fact for fact in self._facts.best(topic, passages) if fact.number not in used]
+
+    def _retell(
+        self,
+        outline: Outline,
+        planned: Planned,
+        said: Sequence[str],
+        passages: Sequence[int],
+        budget: int,
+        draft: _Draft,
+        unused: Sequence[Fact],
+    ) -> None:
+        """Ask again, with nothing but the facts that say most of a section."""
+        asked = self._prompts.retell(planned, [fact.text for fact in unused[:_FACTS_TO_RETELL]], budget)
+        told = _Draft()
+        sieve = self._sieve(asked, outline, planned, said)
+        self._collect(told, sieve, asked, passages, budget, budget, self._temperature, self._seed, None)
+        draft.tokens += told.tokens
+        draft.removed += told.removed
+        _put_first(draft, [each for each in told.kept if each.verdict.facts], budget)
 
     def _revise(
         self,
@@ -308,22 +347,9 @@ class _Author:
                     break
         draft.tokens += tokens
 
-    def _quote(self, draft: _Draft, topic: str, passages: Sequence[int], before: Sequence[Part], budget: int) -> bool:
-        """Where the model wrote nothing: the facts themselves, those that no section before rests on."""
-        if self._facts is None:
-            return False
-        used: set[Number] = {number for part in before for each in part.kept for number in each.verdict.facts}
-        for fact in self._facts.best(topic, passages):
-            words = count_words(fact.text)
-            if fact.number not in used and draft.words + words <= max(budget, _FEWEST_WORDS):
-                text = fact.text if is_whole(fact.text) else f"{fact.text}."
-                draft.kept.append(Checked(Sentence(" ", text), Verdict((fact.number,))))
-                draft.words += words
-        return bool(draft.kept)
-
     def _verdict(self, sentence: str, passages: Sequence[int]) -> Verdict:
         if self._facts is None:
-            return Verdict(absent=tuple(each.text for each in claims.unknown_numbers(sentence, self.brief)))
+            return Verdict(absent=tuple(unsupported_numbers(sentence, Known([self.brief]))))
         return self._facts.check(sentence, passages, self.brief)
 
     def _known(self, text: str) -> bool:
@@ -348,7 +374,7 @@ class _Author:
             return self._prompts.common(""), ()
         context = self._engine.context or _UNKNOWN_CONTEXT
         spent = self._count(self._prompts.system + self._prompts.common("")) + 400  # the outline and the text before it
-        left = context - min(room, context // 2) - spent - _SPARE_TOKENS
+        left = min(_FACT_TOKENS, context - min(room, context // 2) - spent - _SPARE_TOKENS)
         shown, passages = self._facts.choose(topic, lambda text: self._count(text) <= left)
         return self._prompts.common(shown), passages
 
@@ -371,16 +397,40 @@ class _Author:
                 yield last.text, count
 
 
+def _quote(draft: _Draft, facts: Sequence[Fact], budget: int) -> None:
+    """Let facts speak for themselves in a section that rests on none: one at least, and half of it where there is more."""
+    quoted: list[Checked] = []
+    left = budget / 2 if draft.kept else budget
+    for fact in facts:
+        left -= count_words(fact.text)
+        if quoted and left < 0:
+            break
+        text = fact.text if is_whole(fact.text) else f"{fact.text}."
+        quoted.append(Checked(Sentence(" ", text), Verdict((fact.number,))))
+    _put_first(draft, quoted, budget)
+
+
+def _put_first(draft: _Draft, first: Sequence[Checked], budget: int) -> None:
+    """Begin a section with sentences; of the others the last ones go while that brings it nearer to its length."""
+    draft.kept = [*first, *draft.kept]
+    draft.words += sum(count_words(each.sentence.text) for each in first)
+    while len(draft.kept) > max(len(first), 1):
+        words = draft.words - count_words(draft.kept[-1].sentence.text)
+        if abs(words - budget) > abs(draft.words - budget):
+            break
+        draft.kept.pop()
+        draft.words = words
+
+
 def _is_better(better: _Draft, draft: _Draft, budget: int) -> bool:
     """Whether a revision may take the place of the draft: whole, as long, and resting on as much and on nothing new."""
-    cited = {number for each in draft.kept for number in each.verdict.facts}
     loose = {number for each in draft.kept for number in (*each.verdict.absent, *each.verdict.elsewhere)}
     return (
         bool(better.kept)
         and not better.cut
         and not better.removed
         and abs(better.words - budget) <= max(_TOLERANCE * budget, abs(draft.words - budget))
-        and cited <= {number for each in better.kept for number in each.verdict.facts}
+        and draft.resting <= better.resting
         and loose >= {number for each in better.kept for number in (*each.verdict.absent, *each.verdict.elsewhere)}
         and [each.sentence.text for each in better.kept] != [each.sentence.text for each in draft.kept]
     )

@@ -7,23 +7,24 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from deepen.apps import claims
 from deepen.apps.documents import Found, neutral
 from deepen.apps.evidence import question_parts
 from deepen.apps.grounded import sentences
 from deepen.apps.knowledge import Hit, readable
+from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.support import open_knowledge
 
 _SUPPORTED = 0.5  # of a sentence's words, by weight, stand in a fact
 _CANDIDATES = 200  # passages that are looked at for a section, of many
+_MISFITS = 5  # passages that have no room, after which no shorter one is looked for
 _FEWEST_WORDS = 3  # of a clause that is checked by itself
 _CLAUSE = re.compile(r"[,;:\u2013\u2014]\s+|\s+(?:and|but|while|whereas|though|although)\s+", re.I)
 _POINTS_BACK = re.compile(r"\W*(?:it|its|this|that|these|those|they|their|he|she|his|her|both)\b", re.I)
+_NOTHING = Known([])
 _LETTERS = re.compile(r"[^\W\d_]+")
 _MARKUP = re.compile(r"^\s*(?:[-*+\u2022]\s|>\s|\d{1,3}[.)]\s|\|)\s*|[*`|]|(?<!\w)_|_(?!\w)")
 _STARTS = re.compile(r"\s*(?:$|#{1,6}\s|[-*+\u2022]\s|\d{1,3}[.)]\s|\||```|~~~)")
@@ -44,8 +45,8 @@ class Fact:
         text: what it says.
         line: the line on which it begins, from 1.
         stems: of its words and of its headings.
-        words: the same, as names are compared with.
-        values: of its numbers.
+        known: the numbers and words of the same.
+        has_numbers: whether it says a number.
     """
 
     number: Number
@@ -53,8 +54,8 @@ class Fact:
     text: str
     line: int
     stems: frozenset[str]
-    words: frozenset[str]
-    values: frozenset[Fraction | str]
+    known: Known
+    has_numbers: bool
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,14 @@ class Facts:
         return len(self._hits)
 
     @cached_property
-    def words(self) -> frozenset[str]:
-        """Every word of them, as names are compared with."""
-        return frozenset().union(*(claims.words(f"{hit.heading}\n{hit.text}") for hit in self._hits))
-
-    @cached_property
-    def values(self) -> frozenset[Fraction | str]:
-        """Every value of their numbers."""
-        return frozenset().union(*(claims.values(f"{hit.heading}\n{hit.text}") for hit in self._hits))
+    def known(self) -> Known:
+        """Every number and every word of them."""
+        return Known([f"{hit.heading}\n{hit.text}" for hit in self._hits])
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """Words that are part of a name somewhere in them."""
-        return frozenset(word for hit in self._hits for name in claims.names(hit.text) for word in claims.words(name))
+        """Words that are a name somewhere in them."""
+        return frozenset(name.lower() for hit in self._hits for name in unsupported_names(hit.text, _NOTHING))
 
     @cached_property
     def _capitals(self) -> frozenset[str]:
@@ -145,12 +141,14 @@ class Facts:
         parts = question_parts(self._knowledge, topic, None)
         found = self._knowledge.search([part.word for part in parts], _CANDIDATES)
         chosen: list[int] = []
-        shown = ""
+        shown, misfits = "", 0
         # where nothing speaks of the topic, the documents' beginning
         for place in [places[hit.file, hit.line, hit.text] for hit in found] or everything[:_CANDIDATES]:
             more = self._show(sorted([*chosen, place]))
             if fits(more):
                 chosen, shown = sorted([*chosen, place]), more
+            elif (misfits := misfits + 1) == _MISFITS:
+                break
         return shown, tuple(chosen)
 
     def of(self, passages: Sequence[int]) -> list[Fact]:
@@ -179,7 +177,7 @@ class Facts:
         parts = [self._check(clause, facts, brief) for clause in clauses]
         resting = tuple(dict.fromkeys(number for part in parts for number in part.facts))
         lacking = whole.absent + whole.elsewhere
-        has_number = [bool(claims.unknown_numbers(clause, brief)) for clause in clauses]
+        has_number = [bool(unsupported_numbers(clause, Known([brief]))) for clause in clauses]
         if lacking and all(part.facts for part, number in zip(parts, has_number, strict=True) if number):
             return Verdict(resting)
         if not lacking and sum(len(c.split()) for c, part in zip(clauses, parts, strict=True) if part.facts) * 2 >= len(
@@ -195,34 +193,35 @@ class Facts:
         weights = {part.stem: part.weight for part in question_parts(self._knowledge, topic, None)}
         facts = self.of(passages)
         worth = {fact.number: sum(weights.get(stem, 0.0) for stem in fact.stems) for fact in facts}
-        return sorted((fact for fact in facts if len(fact.text.split()) > 3), key=lambda fact: -worth[fact.number])
+        telling = [fact for fact in facts if len(fact.text.split()) > 3 and worth[fact.number]]
+        return sorted(telling, key=lambda fact: -worth[fact.number])
 
     def _check(self, sentence: str, facts: Sequence[Fact], brief: str) -> Verdict:
-        told = claims.unknown_numbers(sentence, brief)
-        digits = {stem for each in claims.numbers(sentence) for stem in self._knowledge.stems(each.text)}
+        given = Known([brief])
+        told = unsupported_numbers(sentence, given)
+        digits = {stem for number in unsupported_numbers(sentence, _NOTHING) for stem in self._knowledge.stems(number)}
         weights = {
             part.stem: part.weight for part in question_parts(self._knowledge, sentence, None) if part.stem not in digits
         }
-        words = claims.words(sentence)
+        words = Known([sentence]).words
         named = words & (self._names | self._capitals if told else self._names)
-        given = claims.words(brief)
         supporting: list[tuple[float, Number]] = []
         contradicts = False
         for fact in facts:
-            missing, other = named - fact.words, (self._names & fact.words) - words
-            if len(weights) < 2 or missing - given or (missing and other):
+            missing, other = named - fact.known.words, (self._names & fact.known.words) - words
+            if len(weights) < 2 or missing - given.words or (missing and other):
                 continue
             share = sum(weight for stem, weight in weights.items() if stem in fact.stems) / (sum(weights.values()) or 1.0)
             if share < _SUPPORTED:
                 continue
-            if all(each.values & fact.values for each in told):
+            if not _lacking(told, fact.known):
                 supporting.append((share, fact.number))
-            elif fact.values:
+            elif fact.has_numbers:
                 contradicts = True
         if supporting:
             return Verdict((max(supporting, key=lambda each: each[0])[1],))
-        absent = tuple(each.text for each in told if not each.values & self.values)
-        elsewhere = tuple(each.text for each in told if each.values & self.values)
+        absent = _lacking(told, self.known)
+        elsewhere = tuple(number for number in told if number not in absent)
         return Verdict((), absent, elsewhere, contradicts)
 
     def _make(self, place: int) -> list[Fact]:
@@ -231,7 +230,8 @@ class Facts:
         for number, (line, text) in enumerate(_lines(hit)):
             about = f"{hit.heading}\n{before if _POINTS_BACK.match(text) else ''}\n{text}"
             stems = frozenset(self._knowledge.stems(about))
-            made.append(Fact((place, number), hit, text, line, stems, claims.words(about), claims.values(about)))
+            has_numbers = bool(unsupported_numbers(text, _NOTHING))
+            made.append(Fact((place, number), hit, text, line, stems, Known([about]), has_numbers))
             before = text
         return made
 
@@ -269,6 +269,11 @@ def _sentences(block: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
         if re.search(r"\w", sentence):
             yield block[bisect_right(starts, place) - 1][0], sentence.strip()
         place += len(sentence)
+
+
+def _lacking(numbers: Sequence[str], known: Known) -> tuple[str, ...]:
+    """Those of some numbers that are not known."""
+    return tuple(number for number in numbers if unsupported_numbers(number, known))
 
 
 def read_facts(found: Found) -> Facts:

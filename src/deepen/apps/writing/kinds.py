@@ -178,10 +178,10 @@ def most_sections(assignment: Assignment) -> int:
 
 
 def template(assignment: Assignment) -> tuple[Planned, ...]:
-    """The kind's own sections; of a short text the first ones and the last."""
-    sections = [planned for planned, _ in KINDS[assignment.kind].sections]
-    most = most_sections(assignment)
-    return tuple(sections if most >= len(sections) else [*sections[: most - 1], sections[-1]])
+    """The kind's own sections; of a short text those that have most to say."""
+    sections = KINDS[assignment.kind].sections
+    heaviest = sorted(sections, key=lambda each: -each[1])[: most_sections(assignment)]
+    return tuple(each[0] for each in sections if each in heaviest)
 
 
 def share(kind: str, heading: str) -> float:

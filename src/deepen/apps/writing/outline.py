@@ -108,7 +108,7 @@ def sound(sections: Sequence[Planned], most: int) -> list[Planned]:
             points = [each for each in dict.fromkeys(section.points) if each and len(each.split()) <= _LONGEST_POINT]
             kept[key] = Planned(section.heading, tuple(points[:4]))
     found = list(kept.values())
-    return found if len(found) <= most else [*found[: most - 1], found[-1]]
+    return found[:1] if most == 1 else found if len(found) <= most else [*found[: most - 1], found[-1]]
 
 
 def fallback(assignment: Assignment, title: str = "") -> Outline:

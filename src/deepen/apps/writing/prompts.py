@@ -105,6 +105,12 @@ class Prompts:
         task = f"Go on for about {words} more words{self._in_language()}. Say something new, and repeat nothing."
         return Asked(asked.task, asked.common, asked.page, shown, task)
 
+    def retell(self, planned: Planned, facts: Sequence[str], words: int) -> Asked:
+        """Ask for a section once more, with a few facts and nothing else."""
+        told = "\n".join(f"- {neutral(fact)}" for fact in facts)
+        task = f"Tell these facts in about {words} words{self._in_language()}, in whole sentences, and nothing besides."
+        return Asked(task, f"Facts:\n{told}\nEnd of the facts.", f"{planned.heading}\n\n")
+
     def revision(self, common: str, planned: Planned, draft: str, words: int) -> Asked:
         """Ask for a better version of a section."""
         task = (

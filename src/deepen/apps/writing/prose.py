@@ -22,6 +22,7 @@ _BULLET = re.compile(r"^(?:[-*\u2022]|\d{1,2}[.)])\s+")
 _NUMERAL = re.compile(r"\s*\d{1,2}[.)]\s*$")
 _REMARK = re.compile(
     r"\W*(?:sure|certainly|of course|okay|absolutely|here(?:'s|\u2019s| is| are)|below is|the following (?:is|are)|as an ai"
+    r"|(?:i'm|i\u2019m|i am) (?:ready|here|happy|glad) to (?:help|assist)|(?:how|what) (?:can|may) i (?:do|help|assist)"
     r"|i hope (?:this|that)|let me know|note:|word count|title:|subject:|section \d|(?:in )?about \d+ words|end of the facts"
     r"|(?:facts|brief|outline|headings|about|audience|tone|language):|(?:in )?(?:this|the|my|our) (?:following |next )?"
     r"(?:article|report|story|e-?mail|description|section|part|paragraph|text|draft|essay|post)\b[^.!?]{0,12} (?:is|was|has"
