@@ -24,7 +24,10 @@ A new father gets 23 days of paid leave. He tells the office four weeks before, 
 
 Trains are booked with the red form. Flights are booked with the blue form, two weeks before they leave.
 """
-HOSTILE = "# <img src=x onerror=alert(1)>\n\nA new <script>document.title = 'taken'</script> mother gets 40 days of leave & <b>rest</b>.\n"
+HOSTILE = """# <img src=x onerror=alert(1)>
+
+A new <script>document.title = 'taken'</script> mother gets 40 days of leave & <b>rest</b> in the month of May.
+"""
 KEY = "a-key"
 pytestmark = [
     pytest.mark.skipif(
@@ -113,26 +116,26 @@ def test_the_index_leads_to_each_page_and_to_the_chat(url, tmp_path, artifacts):
 
 def test_support_with_the_keyboard(url, tmp_path, artifacts):
     with visit(url, "/apps/support", tmp_path) as page:
-        page.wait("document.querySelector('#about').textContent.includes('2 documents')")
+        page.wait("!!document.querySelector('#about').textContent.includes('2 documents')")
         page.tab_to("#question")
         page.press("Enter")
         assert "There is no question yet" in page.wait("document.querySelector('#trouble').textContent")
         page.type("How many days of paid leave does a new father get?")
         page.press("Enter")
-        page.wait("document.querySelector('.exchange.answered')", seconds=60)
+        page.wait("!!document.querySelector('.exchange.answered')", seconds=60)
         finished(page, "#go", "Ask")
         assert page.evaluate("document.activeElement.id") == "question"
         page.evaluate("document.querySelector('.name').focus()")
         page.tab_to(".cite")
         page.press("Enter")
-        page.wait("document.querySelector('.sources .shown details[open]')")
+        page.wait("!!document.querySelector('.sources .shown details[open]')")
         assert "23 days" in page.evaluate("document.querySelector('.shown blockquote').textContent")
         assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
         assert page.evaluate("document.querySelector('.sources .cited .badge').textContent").endswith("cited")
         page.tab_to("#question")
         page.type("Who won the cup in Madrid?")
         page.press("Enter")
-        page.wait("document.querySelector('.exchange.unknown')", seconds=60)
+        page.wait("!!document.querySelector('.exchange.unknown')", seconds=60)
         finished(page, "#go", "Ask")
         look_at(page, "support", artifacts)
         page.tab_to("#clear")
@@ -145,7 +148,7 @@ def test_support_with_the_mouse_shows_documents_as_text(url, tmp_path):
         page.click("#question")
         page.type("How many days of leave does a new mother get?")
         page.click("#go")
-        page.wait("document.querySelector('.exchange.answered')", seconds=60)
+        page.wait("!!document.querySelector('.exchange.answered')", seconds=60)
         finished(page, "#go", "Ask")
         page.click(".cite")
         shown = page.wait("document.querySelector('.shown blockquote')?.textContent")
@@ -159,15 +162,15 @@ def test_the_key_is_asked_for_and_kept(url, tmp_path, artifacts):
         page.wait("document.activeElement.id === 'key-input'")
         page.type("wrong")
         page.press("Enter")
-        page.wait("document.querySelector('#key-label')?.textContent.startsWith('That key')")
+        page.wait("!!document.querySelector('#key-label')?.textContent.startsWith('That key')")
         page.wait("document.activeElement.id === 'key-input'")
         look_at(page, "key", artifacts)
         page.type(KEY)
         page.press("Enter")
-        page.wait("document.querySelector('#about').textContent.includes('2 documents')")
+        page.wait("!!document.querySelector('#about').textContent.includes('2 documents')")
         page.open(url + "/apps/summarize")
         page.open(url + "/apps/support")
-        page.wait("document.querySelector('#about').textContent.includes('2 documents')")
+        page.wait("!!document.querySelector('#about').textContent.includes('2 documents')")
         assert page.evaluate("document.querySelector('#key')") is None
 
 
@@ -178,7 +181,7 @@ def test_summarize_a_dropped_document_with_the_mouse(url, tmp_path, artifacts):
         page.click("#go")
         assert "There is nothing to summarize yet" in page.wait("document.querySelector('#trouble').textContent")
         page.drop("#drop .hint", file)
-        page.wait("document.querySelector('.files li')?.textContent.includes('leave.md')")
+        page.wait("!!document.querySelector('.files li')?.textContent.includes('leave.md')")
         page.click(".files button")
         assert page.evaluate("document.querySelectorAll('.files li').length") == 0
         page.drop("#drop .hint", file)
@@ -213,7 +216,7 @@ def test_summarize_a_pasted_text_with_the_keyboard_and_stop(url, tmp_path):
         finished(page, "#go", "Summarize")
         assert page.evaluate("document.activeElement.id") == "go"
         page.press("Enter")
-        page.wait("document.querySelector('#facts').textContent.includes('pasted text')", seconds=60)
+        page.wait("!!document.querySelector('#facts').textContent.includes('pasted text')", seconds=60)
         assert page.evaluate("document.querySelectorAll('#summary .cite').length") == 0
 
 
@@ -244,12 +247,12 @@ def test_write_from_facts(url, tmp_path, artifacts):
         page.choose("#files", file)
         page.tab_to("#plan-first")
         page.press("Enter")
-        page.wait("document.querySelector('#outline').value.includes('## ')", seconds=60)
+        page.wait("!!document.querySelector('#outline').value.includes('## ')", seconds=60)
         finished(page, "#go", "Write")
         assert page.evaluate("document.activeElement.id") == "outline"
         page.tab_to("#go")
         page.press("Enter")
-        page.wait("document.querySelector('#facts').textContent.includes('words of 60')", seconds=60)
+        page.wait("!!document.querySelector('#facts').textContent.includes('words of 60')", seconds=60)
         finished(page, "#go", "Write")
         look_at(page, "write", artifacts)
 
@@ -261,7 +264,7 @@ def test_a_lesson_with_the_keyboard(url, tmp_path, artifacts):
         page.evaluate("document.querySelector('#level').value = 'beginner'")
         page.tab_to("#go")
         page.press("Enter")
-        page.wait("document.querySelector('.said.exercise')", seconds=60)
+        page.wait("!!document.querySelector('.said.exercise')", seconds=60)
         finished(page, "#go", "Begin")
         page.wait("document.activeElement.id === 'answer'")
         rungs = []
@@ -281,7 +284,7 @@ def test_a_lesson_with_the_keyboard(url, tmp_path, artifacts):
         page.tab_to("#topic")
         page.type("addition")
         page.press("Enter")
-        page.wait("document.querySelector('.said.exercise')", seconds=60)
+        page.wait("!!document.querySelector('.said.exercise')", seconds=60)
 
 
 def test_a_lesson_with_the_mouse_and_its_end(url, tmp_path):
@@ -292,14 +295,14 @@ def test_a_lesson_with_the_mouse_and_its_end(url, tmp_path):
         page.type("subtraction")
         page.evaluate("document.querySelector('#learner').value = 'Ann'")
         page.click("#go")
-        page.wait("document.querySelector('.said:not([aria-busy])')", seconds=60)
+        page.wait("!!document.querySelector('.said:not([aria-busy])')", seconds=60)
         page.click("[data-command='/hint']")
         page.wait("document.querySelectorAll('.said:not([aria-busy])').length > 1", seconds=60)
         finished(page, "#send", "Answer")
         page.click("[data-command='/quit']")
-        page.wait("document.querySelector('.said.end')", seconds=60)
+        page.wait("!!document.querySelector('.said.end')", seconds=60)
         finished(page, "#send", "Answer")
         assert page.evaluate("document.querySelector('#reply').hidden && !document.querySelector('#begin').hidden")
         page.evaluate("window.confirm = () => true")
         page.click("#forget")
-        page.wait("document.querySelector('#state').textContent.startsWith('Deleted for “Ann”')")
+        page.wait("!!document.querySelector('#state').textContent.startsWith('Deleted for “Ann”')")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deepen.apps.desk import check_question
+from deepen.apps.knowledge import Knowledge
 from deepen.apps.summary import Settings, summarize_documents
 from deepen.apps.support import Library, library_desk
-from deepen.apps.knowledge import Knowledge
 from deepen.apps.tutor import Lesson, forget_learner, learner_progress
 from deepen.apps.tutor.store import Store
 from deepen.apps.writing import check_assignment, compose, read_facts, read_outline
