@@ -264,7 +264,7 @@ def test_a_lesson_with_the_keyboard(url, tmp_path, artifacts):
         page.evaluate("document.querySelector('#level').value = 'beginner'")
         page.tab_to("#go")
         page.press("Enter")
-        page.wait("!!document.querySelector('.said.exercise')", seconds=60)
+        page.wait("!!document.querySelector('.turn-exercise')", seconds=60)
         finished(page, "#go", "Begin")
         page.wait("document.activeElement.id === 'answer'")
         rungs = []
@@ -277,14 +277,14 @@ def test_a_lesson_with_the_keyboard(url, tmp_path, artifacts):
             finished(page, "#send", "Answer")
             page.wait("document.activeElement.id === 'answer'")
         assert rungs == ["Your own try", "A question", "A hint", "First step"]
-        assert page.evaluate("document.querySelectorAll('.said.worked').length") == 1
+        assert page.evaluate("document.querySelectorAll('.turn-worked').length") == 1
         assert page.evaluate("document.querySelector('.mine').textContent") == "You: 987654"
         look_at(page, "tutor", artifacts)
         page.open(url + "/apps/tutor")  # what was open is in the store
         page.tab_to("#topic")
         page.type("addition")
         page.press("Enter")
-        page.wait("!!document.querySelector('.said.exercise')", seconds=60)
+        page.wait("!!document.querySelector('.turn-exercise')", seconds=60)
 
 
 def test_a_lesson_with_the_mouse_and_its_end(url, tmp_path):
@@ -300,7 +300,7 @@ def test_a_lesson_with_the_mouse_and_its_end(url, tmp_path):
         page.wait("document.querySelectorAll('.said:not([aria-busy])').length > 1", seconds=60)
         finished(page, "#send", "Answer")
         page.click("[data-command='/quit']")
-        page.wait("!!document.querySelector('.said.end')", seconds=60)
+        page.wait("!!document.querySelector('.turn-end')", seconds=60)
         finished(page, "#send", "Answer")
         assert page.evaluate("document.querySelector('#reply').hidden && !document.querySelector('#begin').hidden")
         page.evaluate("window.confirm = () => true")

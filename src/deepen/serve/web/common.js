@@ -216,7 +216,7 @@ function reveal(event, id) {
 /** A passage in a list of sources. */
 export function source(id, label, passage, { open = false, cited = false } = {}) {
   const place = passage.page ? `${passage.file}, page ${passage.page}` : `${passage.file}, line ${passage.line}`;
-  const title = [...new Set([passage.title, ...passage.headings])].filter(Boolean).join(" › ");
+  const title = [...new Set([passage.title, ...passage.headings])].filter(Boolean).join(" › ") || passage.text.trim().slice(0, 80);
   return make(
     "li",
     { id, class: cited ? "cited" : null },

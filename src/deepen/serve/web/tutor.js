@@ -99,7 +99,7 @@ function said(turn) {
   if (turn.trouble) notes.push(turn.trouble);
   return make(
     "div",
-    { class: `said ${turn.kind}` },
+    { class: `said turn-${turn.kind}` },
     make("p", { class: "kind" }, KINDS[turn.kind] ?? turn.kind),
     text,
     notes.length ? make("p", { class: "quiet small" }, `${notes.join("; ")}.`) : null,
