@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -61,10 +61,11 @@ def response(
             connection.connect()
             on_connect(connection.sock)
         connection.request(method, address.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
-        reply = connection.getresponse()
-        if reply.status != http.HTTPStatus.OK:
-            raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
-        yield reply
+        # a server that closes after its answer has left the connection to that
+        with closing(connection.getresponse()) as reply:
+            if reply.status != http.HTTPStatus.OK:
+                raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
+            yield reply
     finally:
         connection.close()
 

@@ -95,8 +95,9 @@ def summarize_documents(
             writer.heading(node.label.split(" > ")[-1])
             for sentence in section.sentences:
                 writer.write(sentence)
-    known = Known([text for each in read.documents for text in (each.title, each.name, each.date)]
-                  + [text for pieces in read.passages for each in pieces for text in (each.text, *each.headings)])  # fmt: skip
+    texts = [text for each in read.documents for text in (each.title, each.name, each.date)]
+    texts += [text for pieces in read.passages for each in pieces for text in (each.text, *each.headings)]
+    known = Known(list(dict.fromkeys(texts)))
     return Summary(
         summary=writer.text,
         style=settings.style,
