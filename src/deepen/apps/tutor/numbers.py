@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_ONES = tuple(
+_ONES: tuple[str, ...] = tuple(
     re.findall(
         r"\w+",
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -123,5 +123,5 @@ def in_words(value: int) -> str:
         return f"{_ONES[value // 100]} hundred{f' and {in_words(rest)}' if rest else ''}"
     if value < 20:
         return _ONES[value]
-    tens: str = next(word for word, number in _TENS.items() if number == value // 10 * 10)
+    tens = next(word for word, number in _TENS.items() if number == value // 10 * 10)
     return f"{tens}-{_ONES[value % 10]}" if value % 10 else tens
