@@ -45,7 +45,7 @@ Whoever is sick says so before nine in the morning. A certificate of a doctor is
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
-    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=2048)
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=8192)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def docs(tmp_path_factory):
 def server(gguf, docs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        limits = ("--parallel", 2, "--context", 1024, "--max-new-tokens", 64, "--max-body", "100kB")
+        patch.setenv("DEEPEN_DATA", str(tmp_path_factory.mktemp("data")))
+        limits = ("--parallel", 2, "--context", 8192, "--max-new-tokens", 64, "--max-body", "100kB")
         with serving(gguf, "--docs", docs, "--api-key", "one", *limits) as (_, address):
             yield address
 
@@ -379,3 +380,57 @@ def test_the_reader_is_bounded():
         with pytest.raises(Exception, match=r"memory|parsed|long|breaks|broken|without text"):
             reader.read(found.sources[0], found.sources[0].data)
         assert time.monotonic() - began < 20
+
+
+def test_a_lesson_whose_state_is_in_the_store(server):
+    """A scripted learner over HTTP climbs the ladder one rung at a time, each request on its own."""
+    path, who = "/v1/apps/tutor", {"topic": "addition", "learner": "Bea", "level": "beginner", "seed": 1}
+    (*_, opened) = json.loads(ask(server, "POST", path, who, **KEY)[2])["turns"]
+    assert (opened["kind"], opened["rung"]) == ("exercise", "attempt")
+    rungs = []
+    for _ in range(4):
+        status, _, text = ask(server, "POST", path, who | {"answer": "987654", "stream": True}, **KEY)
+        assert status == 200
+        name, told = events(text)[-1]
+        assert name == "result"
+        rungs.append((told["turns"][0]["kind"], told["turns"][0]["rung"]))
+    assert rungs == [("hint", "question"), ("hint", "hint"), ("hint", "step"), ("worked", "worked")]
+    (*_, again) = json.loads(ask(server, "POST", path, who, **KEY)[2])["turns"]
+    assert again["exercise"] == told["turns"][-1]["exercise"]
+    kept = json.loads(ask(server, "POST", path, {"learner": "Bea", "progress": True}, **KEY)[2])
+    assert (kept["learner"], kept["topics"][0]["attempts"]) == ("Bea", 4)
+    gone = json.loads(ask(server, "POST", path, {"learner": "Bea", "forget": True}, **KEY)[2])
+    assert (gone["learner"], gone["topics"]) == ("Bea", 1)
+    for bad in ({"learner": "Bea", "forget": True}, {"learner": "Bea"}, who | {"topic": " "}, who | {"level": "expert"}):
+        status, _, text = ask(server, "POST", path, bad, **KEY)
+        assert (status, json.loads(text)["error"]["type"]) == (400, "invalid_request_error"), bad
+
+
+def test_a_summary_and_a_text_from_documents_of_the_request(server):
+    documents = [{"name": "leave.md", "text": LEAVE}, sent("broken.pdf", b"no PDF")]
+    body = {"documents": documents, "cite": True, "length": 20, "stream": True}
+    status, _, text = ask(server, "POST", "/v1/apps/summarize", body, **KEY)
+    assert status == 200
+    told = events(text)
+    name, summary = told[-1]
+    assert name == "result"
+    assert "".join(content["text"] for name, content in told if name == "text").strip() == summary["summary"].strip()
+    assert summary["documents"] == ["leave.md"]
+    assert summary["left_out"] == [{"file": "broken.pdf", "reason": "not a PDF"}]
+    assert {each["file"] for each in summary["citations"]} == {"leave.md"}
+    for bad in (
+        {}, {"documents": []}, {"documents": documents[1:]}, {"documents": documents, "style": "poem"},
+        {"documents": documents, "length": "endless"}, {"documents": documents, "chunk_tokens": 1},
+    ):  # fmt: skip
+        assert ask(server, "POST", "/v1/apps/summarize", bad, **KEY)[0] == 400, bad
+    body = {"kind": "email", "about": "Leave of new fathers", "facts": documents, "words": 60, "revise": False}
+    status, _, text = ask(server, "POST", "/v1/apps/write", body, **KEY)
+    assert status == 200
+    written = json.loads(text)
+    assert {each["file"] for each in written["citations"]} <= {"leave.md"}
+    outline = json.loads(ask(server, "POST", "/v1/apps/write", body | {"outline": True}, **KEY)[2])
+    assert outline["sections"] == []
+    given = body | {"outline_file": outline["text"]}
+    assert json.loads(ask(server, "POST", "/v1/apps/write", given, **KEY)[2])["outline_origin"] == "file"
+    for bad in (body | {"kind": "poem"}, body | {"about": ""}, body | {"words": 1}, body | {"outline_file": "no headings"}):
+        assert ask(server, "POST", "/v1/apps/write", bad, **KEY)[0] == 400, bad
