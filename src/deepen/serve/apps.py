@@ -101,18 +101,16 @@ async def _send(events: asyncio.Queue[Event | None], reply: Reply, *, streams: b
                 event = await events.get()
         except TimeoutError:
             event = ("progress", {"stage": "working"})
-        if event is None:
-            return
+        if event is None:  # stopped; if anyone still listens, the server is ending
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", "unavailable_error")
         name, content = event
         if name == "error":
             raise _refusal(content) from content
         if streams:
             reply.event(name, content)
             await reply.writer.drain()
-            if name == "result":
-                reply.end()
-        elif name == "result":
-            reply.json(HTTPStatus.OK, content)
+        if name == "result":
+            return reply.end() if streams else reply.json(HTTPStatus.OK, content)
 
 
 def _refusal(error: BaseException) -> Refused:

@@ -134,6 +134,8 @@ class Front:
             reply.error(refused.status, str(refused), refused.kind)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             reply.status = 499  # the client left
+        except asyncio.CancelledError:  # the time to finish is over
+            reply.error(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", "unavailable_error")
         finally:
             self.running -= running
             known = path in _POSTS | _GETS | {"/health", "/metrics", "/"}
