@@ -137,7 +137,8 @@ class Page:
         options = {"format": "png", "captureBeyondViewport": whole}
         if whole:
             size = self.call("Page.getLayoutMetrics", {})["cssContentSize"]
-            options["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+            width = self.evaluate("innerWidth")  # without a scrollbar, which is not in the picture
+            options["clip"] = {"x": 0, "y": 0, "width": width, "height": size["height"], "scale": 1}
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", options)["data"]))
 
 
