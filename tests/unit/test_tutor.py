@@ -18,7 +18,6 @@ import deepen
 from deepen.apps.documents import find_documents
 from deepen.apps.support import open_knowledge
 from deepen.apps.tutor import Lesson, Store, forget_learner, learner_progress
-from deepen.apps.tutor.exercise import judge
 from deepen.apps.tutor.numbers import in_words
 from deepen.apps.tutor.turn import RUNGS
 from deepen.cli import run_program
@@ -74,7 +73,7 @@ def lesson(url, topic="fractions", *, docs=None, **options):
 
 
 def answer_of(store_file):
-    """The known answer of the exercise that is open, from the file itself."""
+    """The exercise that was begun last, with its answer, from the file itself."""
     with contextlib.closing(sqlite3.connect(store_file)) as database:
         row = database.execute("SELECT content FROM exercise WHERE ended IS NULL ORDER BY id DESC").fetchone()
     return json.loads(row[0])
@@ -249,11 +248,9 @@ def test_a_question_or_two_find_the_level():
 
 
 def test_right_answers_in_many_forms_go_on_to_the_next_exercise():
-    with Scribe(lambda *_: "") as scribe, lesson(scribe.url, "a fraction of a number", level="beginner", seed=3) as taught:
+    with Scribe(lambda *_: "") as scribe, lesson(scribe.url, "division", level="beginner", seed=3) as taught:
         taught.start()
         for form in ("{}", "The answer is {}.", "{}.0", "x = {}", "I think it is {}", r"\boxed{{{}}}"):
-            while not opened()["answer"].isdigit():
-                taught.answer("/skip")
             turns = taught.answer(form.format(opened()["answer"]))
             assert (turns[0].kind, turns[0].correct, turns[0].judge) == ("right", True, "program"), form
             assert turns[-1].kind == "exercise"
@@ -404,14 +401,14 @@ def test_only_what_code_cannot_judge_is_judged_by_the_model():
         "question": "Why do leaves look green to us?",
         "answer": "Because chlorophyll reflects green light and absorbs the rest",
     }
-    verdicts = iter([True, False, True])
+    verdicts = iter([True])
 
     def says(text, _):
         if "Write one exercise" in text:
             return json.dumps(question)
         return json.dumps({"correct": next(verdicts)}) if "Does it mean the same" in text else ""
 
-    with Scribe(says) as scribe, lesson(scribe.url, "plants", level="beginner", learner="a") as taught:
+    with Scribe(says) as scribe, lesson(scribe.url, "plants", level="beginner", exercises=1) as taught:
         taught.start()
         wrong = taught.answer("They like it.")[0]
         assert (wrong.correct, wrong.judge) == (False, "model")
@@ -419,7 +416,6 @@ def test_only_what_code_cannot_judge_is_judged_by_the_model():
         right = taught.answer("Chlorophyll reflects green")[0]
         assert (right.correct, right.judge) == (True, "model")
         assert "not checked" in right.text
-        assert taught.answer("Chlorophyll")[0].correct is False
 
 
 def test_a_self_assessment_sets_the_level_where_no_answer_is_known():
@@ -600,4 +596,3 @@ def test_smollm2_teaches_from_real_documents(smollm2):
     assert kinds[2:] == [["hint"], ["hint"], ["end"]]
     assert found.level == "beginner"
     assert found.events[1].turns[-1].place.startswith("docs/")
-    assert judge.__module__

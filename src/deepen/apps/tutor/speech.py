@@ -44,6 +44,7 @@ _EXERCISE = {
 _VERDICT = {
     "type": "object", "properties": {"correct": {"type": "boolean"}}, "required": ["correct"], "additionalProperties": False,
 }  # fmt: skip
+_SUPPORTED = 0.6  # of a sentence's words stand in the material
 _SHORT = 4  # words of an answer that code can compare; a longer one is a sentence
 
 
@@ -81,17 +82,18 @@ def explain(
     last = ""
     with closing(_stream(engine, asked, sampling, sampling.max_new_tokens)) as pieces:
         for sentence in sentences(pieces):
-            if last and (kept := _explaining(last, exercise, said)):
+            if last and (kept := _explaining(last, about, exercise, said)):
                 yield kept
             last = sentence
     # a last sentence that the limit cut is left out
-    if last.rstrip()[-1:] in {".", "!", "?", ":"} and (kept := _explaining(last, exercise, said)):
+    if last.rstrip()[-1:] in {".", "!", "?", ":"} and (kept := _explaining(last, about, exercise, said)):
         yield kept
 
 
-def _explaining(sentence: str, exercise: Exercise | None, said: set[str]) -> str:
+def _explaining(sentence: str, about: str, exercise: Exercise | None, said: set[str]) -> str:
+    """The sentence, or nothing if it must not or need not be told."""
     plain = " ".join(plain_words(sentence))
-    if not plain or plain in said or neutral(sentence) != sentence:
+    if not plain or plain in said or neutral(sentence) != sentence or (about and not _is_supported(sentence, about)):
         return ""
     said.add(plain)
     return "" if exercise is not None and gives_away(sentence, exercise, strict=exercise.is_number) else sentence
@@ -133,10 +135,9 @@ def propose(engine: Engine, sampling: Sampling, topic: str, level: Level, before
     known = {" ".join(plain_words(each)) for each in before}
     told = "".join(f"\n- {neutral(each)[:200]}" for each in before[-8:])
     asked = (
-        f"Write one exercise on the topic below, for {_LEVELS[level]}. It is a question with one short answer, a word or a"
-        " number. Reply in JSON with the keys question and answer."
+        f"Topic: {neutral(topic)}\n\nWrite one exercise: a short quiz question about {neutral(topic)}, for {_LEVELS[level]}, and"
+        " its answer, a word or a number. Reply in JSON with the keys question and answer."
         + (f"\n\nAsk something else than:{told}" if told else "")
-        + f"\n\nTopic: {neutral(topic)}"
     )
     for attempt in range(_PROPOSALS):
         # a model that repeats itself at temperature 0 says something else when it is sampled
