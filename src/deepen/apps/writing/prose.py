@@ -115,6 +115,9 @@ class Sieve:
             self.ended = self._is_other(text)
             self._gap = "\n\n"
             return None
+        if _is_title(text):
+            self._gap = "\n\n"
+            return None
         if self._letter and _FAREWELL.match(text):
             self.ended = True
             return None
@@ -164,6 +167,12 @@ class Sieve:
             len(runs & other) >= _ALIKE * min(len(runs), len(other))
             for other in (_runs(said) for said in self._said if len(said) >= _LONG)
         )
+
+
+def _is_title(text: str) -> bool:
+    """Whether a line is written as a title: no end, and a capital on all words but the short ones."""
+    long = [word for word in re.findall(r"[^\W\d_]+", text) if len(word) > 3]
+    return 1 < len(long) <= 10 and text[-1] not in ".!,;:\u2026" and all(word[0].isupper() for word in long)
 
 
 def is_whole(text: str) -> bool:
