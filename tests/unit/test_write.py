@@ -75,7 +75,14 @@ def test_the_outline_of_the_model_is_taken_if_it_is_one():
 
 @pytest.mark.parametrize(
     "says",
-    ["", "I would be glad to help you!", "Title: x\n1. [Heading]: [what it says]\n", "1. Only one: thing\n", "Outline\n" * 50],
+    [
+        "",
+        "I would be glad to help you!",
+        "Title: x\n1. [Heading]: [what it says]\n",
+        "Title: x\n1. 1. Heading: what it says\n2. 2. Heading: more\n",
+        "1. Only one: thing\n",
+        "Outline\n" * 50,
+    ],
 )
 def test_a_template_stands_in_for_what_is_no_outline(says):
     for kind, wanted in KINDS.items():
@@ -106,8 +113,8 @@ def test_repetitions_echoes_remarks_and_headings_are_left_out():
     says = (
         "# Sending parcels\n\n## Delivery\n\nSure, here is the section you wanted:\n\nThe postman comes early each day. The"
         " postman comes early each day. This article discusses parcels of all sizes. Write about 67"
-        " words about sending parcels, as an article, under the heading. Boxes are made of brown paper and string [S4]. very"
-        " very very very very very very very very very very very very. [Insert name here] rides a bike.\n\n## Money\n\nNever."
+        " words about sending parcels, as an article, under the heading. Boxes are made of brown paper and string [S4]."
+        f"{' very' * 13}. [Insert name here] rides a bike.\n\n## Money\n\nNever say it."
     )
     writing, _ = write({"section": says, "more": ""}, words=100)
     assert writing.sections[0].text == "The postman comes early each day. Boxes are made of brown paper and string."

@@ -44,6 +44,7 @@ def test_sentences_that_rest_on_a_fact_carry_its_number(facts):
         "Parcels to Norway take 6 days.",
         "Parcels to Norway take 5 days and cost 19 euros.",
         "A refund is paid within thirty days to the card.",
+        "You get your refund within 30 days.",
         "The shop in Bergen was founded in 1897 by Maria Lopez.",
     ],
 )
@@ -136,3 +137,11 @@ def test_facts_that_do_not_fit_are_chosen_by_their_words(tmp_path, capsys):
     assert 200 < writing.passages_left_out < 300
     assert all("5 days by sledge" in text for text in scribe.texts if "under the heading" in text)
     assert "passages were left out" in capsys.readouterr().err
+
+
+def test_naming_what_the_document_is_about_is_no_citation(tmp_path):
+    file = tmp_path / "kettle.md"
+    file.write_text("# Kettle K2\n\nThe K2 kettle holds 1.7 litres and boils a full load in 6 minutes.\n")
+    says = "The K2 kettle is a brand to you. The K2 kettle boils its load in six minutes."
+    writing, _ = write({"section": says, "more": ""}, facts=file, words=40, kind="product", about="the kettle")
+    assert writing.sections[0].text == "The K2 kettle is a brand to you. The K2 kettle boils its load in six minutes. [1]"

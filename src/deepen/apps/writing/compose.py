@@ -26,6 +26,7 @@ _ATTEMPTS = 6  # to get a section as long as it shall be
 _FULL = 0.93  # of its words: it is long enough
 _TOLERANCE = 0.15
 _FEWEST_WORDS = 15  # of a section, however little is left
+_FEWEST_OF_A_SENTENCE = 3  # words; less is a stammer, but in stories and in languages that are written without spaces
 _WARM = 0.7  # temperature of another attempt, after one that brought nothing
 _TOKENS_PER_WORD, _MORE_TOKENS = 2.5, 48
 _OUTLINE_TOKENS = 300
@@ -368,6 +369,7 @@ class _Author:
             own=planned.heading,
             said=said,
             letter=self._assignment.kind == "email" and self._assignment.is_english,
+            fewest=1 if self._assignment.kind == "story" or not self._assignment.is_english else _FEWEST_OF_A_SENTENCE,
         )
 
     def _common(self, topic: str, room: int) -> tuple[str, tuple[int, ...]]:
