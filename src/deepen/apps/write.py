@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deepen.apps.documents import Found, find_documents, source_bytes
+from deepen.apps.documents import Found, Source, find_documents, source_bytes
 from deepen.apps.writing import Assignment, Facts, Outline, Writing, check_assignment, compose, read_facts, read_outline
 from deepen.checkpoint import resolve
 from deepen.engine.llamacpp import LlamacppEngine
@@ -44,6 +44,7 @@ def write(
     temperature: float = 0.0,
     seed: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    on_step: Callable[[str], None] = say,
     context: int | None = None,
     quantize: str | None = None,
     device: str | None = None,
@@ -80,6 +81,7 @@ def write(
         temperature: 0 takes the likeliest token each time, but where the model only repeats itself; higher is more varied.
         seed: makes sampling repeatable.
         on_text: called with each piece of the text as it is certain: a section, or a sentence without `revise`.
+        on_step: called with a few words on what is being done; they go to stderr unless it is given.
         context: hold at most so many tokens of prompt and answer (engine llamacpp; what fits, at most 8192, unless given).
         quantize: the format in which the engine llamacpp runs a checkpoint, such as `Q4_K_M`.
         device: where the engine transformers puts the model, such as `cpu` or `cuda:0`.
@@ -133,7 +135,7 @@ def write(
                 say("Continued: what an interrupted run had written is kept")
 
         def step(what: str) -> None:
-            say(what)
+            on_step(what)
             # what a section is must not depend on which prompts were asked before it in this run
             if isinstance(opened, LlamacppEngine):
                 opened.forget()
@@ -208,8 +210,15 @@ def _journal_file(
     model: str | Path, assignment: Assignment, found: Found | None, outline: Outline | None, depends: dict[str, Any]
 ) -> Path:
     """Where a run keeps what it has: another file for all that would bring another text."""
-    facts = [(each.name, hashlib.sha256(source_bytes(each)).hexdigest()) for each in found.sources] if found else []
+    facts = [(each.name, _digest(each)) for each in found.sources] if found else []
     name = fingerprint(model, "") if isinstance(model, Path) else model
     key = [name, asdict(assignment), facts, outline and asdict(outline), depends]
     digest = hashlib.sha256(json.dumps(key, default=str).encode(errors="surrogateescape")).hexdigest()
     return cache_folder() / "write" / f"{digest[:24]}.journal"
+
+
+def _digest(source: Source) -> str:
+    try:
+        return hashlib.sha256(source_bytes(source)).hexdigest()
+    except OSError:
+        return "unreadable"  # and so left out of the facts, by name

@@ -12,6 +12,7 @@ from deepen.cli import options
 from deepen.cli.options import count
 from deepen.cli.printing import print_json
 from deepen.errors import printable
+from deepen.progress import say
 from deepen.units import format_seconds
 
 
@@ -48,13 +49,25 @@ def write(
     from deepen.apps.write import notes_of
     from deepen.apps.write import write as compose
 
+    started = ended = False  # whether there is text already, and whether its line was ended for a message
+
     def show(text: str) -> None:
-        print(printable(text), end="", flush=True)
+        nonlocal started, ended
+        print(printable(text.removeprefix("\n") if ended else text), end="", flush=True)
+        started, ended = True, False
+
+    def show_step(text: str) -> None:
+        nonlocal ended
+        if started and not ended:  # the next section begins with an empty line in any case
+            print(flush=True)
+            ended = True
+        say(text)
 
     writing = compose(
         model, kind=kind, about=about, facts=facts, outline=outline, outline_file=outline_file, words=words, tone=tone,
         audience=audience, language=language, revise=revise, out=out, overwrite=overwrite, engine=engine,
-        temperature=temperature, seed=seed, draft=draft, on_text=None if json else show, **shared,
+        temperature=temperature, seed=seed, draft=draft, on_text=None if json else show, on_step=show_step,
+        **shared,
     )  # fmt: skip
     if json:
         print_json(writing)

@@ -26,13 +26,14 @@ _ATTEMPTS = 6  # to get a section as long as it shall be
 _FULL = 0.93  # of its words: it is long enough
 _TOLERANCE = 0.15
 _FEWEST_WORDS = 15  # of a section, however little is left
+_FEWEST_OF_A_SENTENCE = 3  # words; less is a stammer, but in stories and in languages that are written without spaces
 _WARM = 0.7  # temperature of another attempt, after one that brought nothing
 _TOKENS_PER_WORD, _MORE_TOKENS = 2.5, 48
 _OUTLINE_TOKENS = 300
 _FACTS_TO_RETELL = 5
 _UNKNOWN_CONTEXT = 4096  # tokens, of a server that does not tell
 _BYTES_PER_TOKEN = 3.0
-_SPARE_TOKENS = 64
+_SPARE_TOKENS, _OTHER_TOKENS = 64, 400
 _FACT_TOKENS = 2500  # of facts that a section is shown: more would be read slowly, and by small models not at all
 
 
@@ -166,10 +167,12 @@ class _Author:
         answer = list(self._stream(asked, _OUTLINE_TOKENS, self._temperature, self._seed))
         tokens = answer[-1][1] if answer else 0
         begun = "" if self._engine.has_template else "Title:"
-        title, sections = parse(begun + "".join(piece for piece, _ in answer))
+        text = begun + "".join(piece for piece, _ in answer)
+        # a last line that the limit cut is none
+        title, sections = parse(text.rpartition("\n")[0] if tokens >= _OUTLINE_TOKENS else text)
         title = sound_title(title if self._known(title) else "", self._assignment)
-        # the last line may have been cut; a heading with a number that nobody gave is none
         most = most_sections(self._assignment)
+        # a heading with a number that nobody gave is none
         usable = [each for each in sound(sections, most) if self._known(each.heading)]
         told = [Planned(each.heading, tuple(filter(self._known, each.points))) for each in usable]
         if len(told) < min(2, most):
@@ -366,6 +369,7 @@ class _Author:
             own=planned.heading,
             said=said,
             letter=self._assignment.kind == "email" and self._assignment.is_english,
+            fewest=1 if self._assignment.kind == "story" or not self._assignment.is_english else _FEWEST_OF_A_SENTENCE,
         )
 
     def _common(self, topic: str, room: int) -> tuple[str, tuple[int, ...]]:
@@ -373,8 +377,9 @@ class _Author:
         if self._facts is None:
             return self._prompts.common(""), ()
         context = self._engine.context or _UNKNOWN_CONTEXT
-        spent = self._count(self._prompts.system + self._prompts.common("")) + 400  # the outline and the text before it
-        left = min(_FACT_TOKENS, context - min(room, context // 2) - spent - _SPARE_TOKENS)
+        # the outline and the text before it take some, too
+        spent = self._count(self._prompts.system + self._prompts.common("")) + min(_OTHER_TOKENS, context // 4)
+        left = min(_FACT_TOKENS, context - min(room, context // 3) - spent - _SPARE_TOKENS)
         shown, passages = self._facts.choose(topic, lambda text: self._count(text) <= left)
         return self._prompts.common(shown), passages
 

@@ -19,6 +19,7 @@ from deepen.apps.summary.claims import Known, unsupported_names, unsupported_num
 from deepen.apps.support import open_knowledge
 
 _SUPPORTED = 0.5  # of a sentence's words, by weight, stand in a fact
+_OWN = 2  # of the words and numbers must be its own, not those of its headings
 _CANDIDATES = 200  # passages that are looked at for a section, of many
 _MISFITS = 5  # passages that have no room, after which no shorter one is looked for
 _FEWEST_WORDS = 3  # of a clause that is checked by itself
@@ -45,6 +46,7 @@ class Fact:
         text: what it says.
         line: the line on which it begins, from 1.
         stems: of its words and of its headings.
+        own: of these, the ones that its headings do not have.
         known: the numbers and words of the same.
         has_numbers: whether it says a number.
     """
@@ -54,6 +56,7 @@ class Fact:
     text: str
     line: int
     stems: frozenset[str]
+    own: frozenset[str]
     known: Known
     has_numbers: bool
 
@@ -211,6 +214,9 @@ class Facts:
             missing, other = named - fact.known.words, (self._names & fact.known.words) - words
             if len(weights) < 2 or missing - given.words or (missing and other):
                 continue
+            # what all of a document is about is no evidence for one of its sentences
+            if len(weights.keys() & fact.own) + len(told) < min(_OWN, len(fact.own)):
+                continue
             share = sum(weight for stem, weight in weights.items() if stem in fact.stems) / (sum(weights.values()) or 1.0)
             if share < _SUPPORTED:
                 continue
@@ -230,10 +236,15 @@ class Facts:
         for number, (line, text) in enumerate(_lines(hit)):
             about = f"{hit.heading}\n{before if _POINTS_BACK.match(text) else ''}\n{text}"
             stems = frozenset(self._knowledge.stems(about))
+            own = self._telling(text) - frozenset(self._knowledge.stems(hit.heading))
             has_numbers = bool(unsupported_numbers(text, _NOTHING))
-            made.append(Fact((place, number), hit, text, line, stems, Known([about]), has_numbers))
+            made.append(Fact((place, number), hit, text, line, stems, own, Known([about]), has_numbers))
             before = text
         return made
+
+    def _telling(self, text: str) -> frozenset[str]:
+        """The stems of words that say something."""
+        return frozenset(part.stem for part in question_parts(self._knowledge, text, None))
 
     def _show(self, passages: Sequence[int]) -> str:
         shown, heading = [], ""

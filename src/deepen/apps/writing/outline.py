@@ -20,9 +20,10 @@ _LONGEST_TITLE = 14
 _TITLE = re.compile(r"\s*(?:#\s+|\W*(?:title|subject)\W*:\s*)(.+)$", re.I)
 _HEADING = re.compile(r"\s{0,3}(?:#{2,6}\s+|\**\s*(?:section\s+)?(?:\d{1,2}|[IVX]{1,4})\s*[.):]\s*)(.+)$", re.I)
 _POINT = re.compile(r"\s*(?:[-*+\u2022]|[a-z][.)])\s+(.+)$")
+_NUMBERING = re.compile(r"^\W*(?:\d{1,2}\s*[.)]\s*)+")
 # placeholders, and what an instruction says of lengths
 _MEANS_NOTHING = re.compile(
-    r"^(?:title|heading|section|point|outline|subject)\b\s*\d*$|[\[\]<>{}]|\bwords?\b.*\d|\d.*\bwords\b", re.I
+    r"^(?:title|heading|section|point|outline|subject)\b\s*\d*$|what it says|[\[\]<>{}]|\bwords?\b.*\d|\d.*\bwords\b", re.I
 )
 
 
@@ -82,7 +83,7 @@ def parse(text: str) -> tuple[str, list[Planned]]:
     title, sections, points = "", [], []  # type: str, list[Planned], list[str]
     for line in text.splitlines():
         if heading := _HEADING.match(line):
-            name, _, point = _plain(heading[1]).partition(": ")
+            name, _, point = _plain(_NUMBERING.sub("", heading[1])).partition(": ")
             points = [point] if point else []
             sections.append(Planned(name, tuple(points)))
         elif not title and (match := _TITLE.match(line)):

@@ -12,8 +12,8 @@ from deepen.apps.writing.prose import tail
 from deepen.engine import Engine, Message, Prompt
 from deepen.errors import UnsupportedModelError
 
-_BEFORE = 80  # words of the text before a section that the model is shown
-_SO_FAR = 150  # words of the section itself
+_BEFORE = 80  # words of the text before a section that the model is shown, and at most a sixteenth of its context
+_SO_FAR = 150  # words of the section itself, and at most an eighth
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Prompts:
 
     def __init__(self, engine: Engine, assignment: Assignment) -> None:
         self._engine, self._assignment = engine, assignment
+        context = engine.context or 16 * _SO_FAR
+        self._before, self._so_far = min(_BEFORE, context // 16), min(_SO_FAR, context // 8)
         kind = KINDS[assignment.kind]
         self.system = (
             f"You write {kind.noun}: {kind.manner}. You write nothing but the text itself, without remarks about it and without"
@@ -91,17 +93,17 @@ class Prompts:
         points = f" Say {'; '.join(planned.points)}." if planned.points else ""
         last = " This is the end." if len(outline.sections) > 1 and place == len(outline.sections) - 1 else ""
         order = "\n".join(f"{number}. {neutral(each.heading)}" for number, each in enumerate(outline.sections, start=1))
-        shown = f"\n\nBefore it stands:\n{tail(before, _BEFORE)}" if before else ""
+        shown = f"\n\nBefore it stands:\n{tail(before, self._before)}" if before else ""
         task = (
             f"Write about {words} words{self._in_language()} about {neutral(self._assignment.about)}, as {kind.noun}, under the"
             f" heading “{neutral(planned.heading)}”.{neutral(points)}{last}"
         )
         common = f"{common}\n\nTitle: {neutral(outline.title)}\nHeadings:\n{order}{shown}"
-        return Asked(task, common, f"{tail(before, _BEFORE)}\n\n{planned.heading}\n\n".lstrip())
+        return Asked(task, common, f"{tail(before, self._before)}\n\n{planned.heading}\n\n".lstrip())
 
     def more(self, asked: Asked, so_far: str, words: int) -> Asked:
         """Ask for more of a section."""
-        shown = tail(so_far, _SO_FAR)
+        shown = tail(so_far, self._so_far)
         task = f"Go on for about {words} more words{self._in_language()}. Say something new, and repeat nothing."
         return Asked(asked.task, asked.common, asked.page, shown, task)
 

@@ -66,17 +66,18 @@ class Sieve:
         own: the section's own heading.
         said: sentences that stand in the text already.
         letter: whether greetings and farewells are no part of it.
+        fewest: words of a sentence.
     """
 
     def __init__(
-        self, *, instruction: str, headings: Iterable[str], own: str, said: Iterable[str], letter: bool = False
+        self, *, instruction: str, headings: Iterable[str], own: str, said: Iterable[str], letter: bool = False, fewest: int = 1
     ) -> None:
         self._instruction = _runs(_words(instruction))
         self._headings = {_key(heading) for heading in headings}
         self._own = _key(own)
         self._said = [_words(sentence) for sentence in said]
         self._keys = {" ".join(words) for words in self._said}
-        self._letter = letter
+        self._letter, self._fewest = letter, fewest
         self._gap, self._bullet, self._in_list = "", False, False
         self._opener: Sentence | None = None
         self._circles, self._begun = 0, False
@@ -111,8 +112,11 @@ class Sieve:
             self.ended = self._is_other(heading["marked"] or heading["bold"] or heading["under"])
             self._gap = "\n\n"
             return None
-        if _key(text) in self._headings:
+        if _key(text) in self._headings or _key(text.partition(": ")[0]) in self._headings:
             self.ended = self._is_other(text)
+            self._gap = "\n\n"
+            return None
+        if _is_title(text):
             self._gap = "\n\n"
             return None
         if self._letter and _FAREWELL.match(text):
@@ -124,6 +128,9 @@ class Sieve:
         listed = numbered or is_bullet(text)
         text = _BULLET.sub("", text) if listed else text
         words = _words(text)
+        if len(words) < self._fewest:
+            self._gap = max(gap, self._gap, key=len)
+            return None
         if self._is_known(words):
             self._circles += 1
             self._gap = max(gap, self._gap, key=len)
@@ -131,7 +138,8 @@ class Sieve:
         self._circles, self._begun = 0, True
         self._said.append(words)
         self._keys.add(" ".join(words))
-        lead = ("\n" if self._in_list else "\n\n") if listed else "\n\n" if gap else " "
+        # a single new line is a space in Markdown
+        lead = ("\n" if self._in_list else "\n\n") if listed else "\n\n" if self._in_list or gap == "\n\n" else " "
         opener, self._opener = self._opener, None
         if listed:
             text, self._in_list = f"- {text}", True
@@ -164,6 +172,12 @@ class Sieve:
             len(runs & other) >= _ALIKE * min(len(runs), len(other))
             for other in (_runs(said) for said in self._said if len(said) >= _LONG)
         )
+
+
+def _is_title(text: str) -> bool:
+    """Whether a line is written as a title: no end, and a capital on all words but the short ones."""
+    long = [word for word in re.findall(r"[^\W\d_]+", text) if len(word) > 3]
+    return 1 < len(long) <= 10 and text[-1] not in ".!,;:\u2026" and all(word[0].isupper() for word in long)
 
 
 def is_whole(text: str) -> bool:
