@@ -97,8 +97,8 @@ def test_a_chunk_has_a_whole_chapter_before_it_has_a_part_of_two():
     read = read_blocks([make_document("a.md", text, markdown=True)], lambda text: len(text.split()), 420)
     assert [chunk.label for chunk in leaves(branch(read.blocks, 420, "A"))] == [
         "A > One > One 0 … One 2",
-        "A > Two > Two 0 … Two 1",
-        "A > Two > Two 2",
+        "A > Two > Two 0",
+        "A > Two > Two 1 … Two 2",
         "A > Three … Four",
     ]
 

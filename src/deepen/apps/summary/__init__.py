@@ -133,7 +133,7 @@ def _plan(read: Read, prompts: Prompts) -> tuple[list[Chunk | Group], str]:
     title = _title(read) if len(read.documents) == 1 else ""
     whole = sum(each.tokens for each in read.blocks) <= prompts.whole
     tree = branch(read.blocks, prompts.whole if whole else prompts.part, title)
-    return gather(tree, prompts.members), tree.label
+    return gather(tree, prompts.members), title or f"{len(read.documents)} documents"
 
 
 def _title(read: Read) -> str:

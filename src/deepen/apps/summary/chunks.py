@@ -194,10 +194,11 @@ def pack(sizes: Sequence[int], capacity: int) -> list[slice]:
 
 
 def _group(members: tuple[Chunk | Group, ...]) -> Group:
-    labels = [each.label for each in members]
-    paths = [label.split(" > ") for label in labels]
-    label = " > ".join(_shared(paths)) or f"{labels[0]} … {labels[-1]}"
-    return Group(label[:_LONGEST_LABEL], members, 1 + max(map(depth, members)))
+    paths = [each.label.split(" > ") for each in members]
+    shared = _shared(paths)
+    rest = [path[len(shared)] for path in (paths[0], paths[-1]) if len(path) > len(shared)]
+    ends = [*(each.split(" … ")[0] for each in rest[:-1]), *(each.split(" … ")[-1] for each in rest[-1:])]
+    return Group(_joined(shared, ends), members, 1 + max(map(depth, members)))
 
 
 def _chunk(blocks: Sequence[Block], title: str) -> Chunk:
@@ -208,9 +209,15 @@ def _chunk(blocks: Sequence[Block], title: str) -> Chunk:
 def _label(blocks: Sequence[Block], title: str) -> str:
     """Title and headings that blocks have in common, and of what differs the first and the last."""
     shared = _shared([each.path for each in blocks])
-    ends = list(dict.fromkeys(each.path[len(shared)] for each in (blocks[0], blocks[-1]) if len(each.path) > len(shared)))
-    label = " > ".join(dict.fromkeys((*((title,) if title else ()), *shared, *([" … ".join(ends)] if ends else []))))
-    return label[:_LONGEST_LABEL]
+    rest = [each.path[len(shared)] for each in (blocks[0], blocks[-1]) if len(each.path) > len(shared)]
+    return _joined([*([title] if title else []), *shared], rest)
+
+
+def _joined(shared: Sequence[str], ends: Sequence[str]) -> str:
+    """Names that are shared, and the first and the last of those that are not; the last alone after what has no heading."""
+    last = f"… {ends[0]}" if len(ends) == 1 else " … ".join(dict.fromkeys(ends))
+    names = dict.fromkeys((*shared, *([last] if last else [])))
+    return " > ".join(names)[:_LONGEST_LABEL]
 
 
 def _shared(paths: Sequence[Sequence[str]]) -> list[str]:
