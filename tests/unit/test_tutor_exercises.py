@@ -1,4 +1,4 @@
-"""The tutor's parts without a model: the ladder, Leitner's boxes, exercises that are made, answers that are judged, the filter."""
+"""The tutor's parts without a model: the ladder, Leitner's boxes, exercises, answers that are judged, the filter."""
 
 import re
 from fractions import Fraction
@@ -97,15 +97,20 @@ def test_an_exercise_has_its_answer_and_help_that_does_not_tell_it(name):
         assert not (text := example(SKILLS[name], Random(seed + 1), made)) or not names_answer(text, made)
 
 
-@pytest.mark.parametrize("name", ["adding up to 1000", "multiplying up to 25 × 60", "brackets first", "products of negative numbers",
-                                  "fractions with different denominators", "quotients of fractions", "products of decimals"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adding up to 1000", "multiplying up to 25 × 60", "brackets first", "products of negative numbers",
+        "fractions with different denominators", "quotients of fractions", "products of decimals",
+    ],
+)  # fmt: skip
 def test_answers_agree_with_pythons_own_arithmetic(name):
     for seed in range(40):
         made = make_exercise(SKILLS[name], Random(seed))
         asked = made.question.removeprefix("What is ").rstrip("?")
         numbers = re.sub(r"(?<!/)\b(\d+)/(\d+)\b", r"Fraction(\1,\2)", asked)
         numbers = re.sub(r"\b\d+\.\d+\b", lambda each: f"Fraction('{each[0]}')", numbers)
-        numbers = re.sub(r"(?<![\w,(])(\d+)(?![\w,)])", r"Fraction(\1)", numbers)
+        numbers = re.sub(r"(?<![\w,(.'])(\d+)(?![\w,).'])", r"Fraction(\1)", numbers)
         value = eval(numbers.replace("×", "*").replace("÷", "/"), {"Fraction": Fraction})
         assert Fraction(made.answer) == value, made
 
@@ -149,16 +154,21 @@ RIGHT, NEAR, WRONG, STUCK = "right", "near", "wrong", "stuck"
     ("answer", "form", "unit", "text", "verdict"),
     [
         ("42", "number", "", "6*7", WRONG), ("42", "number", "", "6*7 = 42", RIGHT), ("42", "number", "", "84/2", NEAR),
-        ("42", "number", "", "forty-two", RIGHT), ("42", "number", "", "42 or 43", WRONG), ("42", "number", "", "not 42", WRONG),
+        ("42", "number", "", "forty-two", RIGHT), ("42", "number", "", "42 or 43", WRONG),
+        ("42", "number", "", "not 42", WRONG),
         ("42", "number", "", "I'm not sure, maybe 42?", RIGHT), ("42", "number", "", r"\boxed{42}", RIGHT),
         ("1/2", "number", "", "0,5", RIGHT), ("1/2", "number", "", ".5", RIGHT), ("1/2", "number", "", "one half", RIGHT),
-        ("1/2", "number", "", "1/4+1/4", WRONG), ("1/2", "number", "", r"$\frac12$", RIGHT), ("7/2", "number", "", "3½", RIGHT),
+        ("1/2", "number", "", "1/4+1/4", WRONG), ("1/2", "number", "", r"$\frac12$", RIGHT),
+        ("7/2", "number", "", "3½", RIGHT),
         ("1/2", "lowest", "", "2/4", NEAR), ("1/2", "lowest", "", "0.5", NEAR), ("0.75", "decimal", "", "3/4", NEAR),
         ("75%", "percent", "", "75", RIGHT), ("75%", "percent", "", "75 percent", RIGHT), ("75%", "percent", "", "3/4", NEAR),
-        ("50", "number", "", "50%", WRONG), ("3000", "number", "meters", "3,000m", RIGHT), ("24", "number", "", "24 cm²", RIGHT),
-        ("3000", "number", "meters", "3 km", WRONG), ("3000", "number", "meters", "3000 km", WRONG), ("1234", "number", "", "1 234", RIGHT),
+        ("50", "number", "", "50%", WRONG), ("3000", "number", "meters", "3,000m", RIGHT),
+        ("24", "number", "", "24 cm²", RIGHT),
+        ("3000", "number", "meters", "3 km", WRONG), ("3000", "number", "meters", "3000 km", WRONG),
+        ("1234", "number", "", "1 234", RIGHT),
         ("-7", "number", "", "\u22127", RIGHT), ("7", "number", "", "-7", WRONG), ("5", "number", "", "x = 5", RIGHT),
-        ("5", "number", "", "5, because 2*5=10", RIGHT), ("60", "number", "km/h", "60 kmh", RIGHT), ("11x - 5", "expression", "", "-5+11x", RIGHT),
+        ("5", "number", "", "5, because 2*5=10", RIGHT), ("60", "number", "km/h", "60 kmh", RIGHT),
+        ("11x - 5", "expression", "", "-5+11x", RIGHT),
         ("42", "number", "", "I don't know", STUCK), ("42", "number", "", "?", STUCK), ("42", "number", "", "no idea", STUCK),
         ("certificate", "words", "", "The Certificates.", RIGHT), ("certificate", "words", "", "certifcate", NEAR),
         ("certificate", "words", "", "it is the certificate", RIGHT), ("certificate", "words", "", "key", WRONG),
@@ -206,10 +216,14 @@ def test_no_number_gives_the_answer_away(above, below, data):
 @pytest.mark.parametrize(
     ("question", "answer", "form", "text"),
     [
-        ("What is 6 × 7?", "42", "number", "XLII"), ("What is 6 × 7?", "42", "number", "四十二"), ("What is 6 × 7?", "42", "number", "for\u200bty-two"),
-        ("It uses a ____ key.", "certificate", "words", "etacifitrec"), ("It uses a ____ key.", "certificate", "words", "certi ficate"),
-        ("It uses a ____ key.", "certificate", "words", "\u0441ertificate"), ("It uses a ____ key.", "certificate", "words", "certified"),
-        ("For ____ days.", "90", "words", "ninety"), ("For ____ days.", "90", "words", "nine zero"), ("For ____ days.", "90", "words", "45 × 2"),
+        ("What is 6 × 7?", "42", "number", "XLII"), ("What is 6 × 7?", "42", "number", "四十二"),
+        ("What is 6 × 7?", "42", "number", "for\u200bty-two"),
+        ("It uses a ____ key.", "certificate", "words", "etacifitrec"),
+        ("It uses a ____ key.", "certificate", "words", "certi ficate"),
+        ("It uses a ____ key.", "certificate", "words", "\u0441ertificate"),
+        ("It uses a ____ key.", "certificate", "words", "certified"),
+        ("For ____ days.", "90", "words", "ninety"), ("For ____ days.", "90", "words", "nine zero"),
+        ("For ____ days.", "90", "words", "45 × 2"),
     ],
 )  # fmt: skip
 def test_disguises_are_seen_through(question, answer, form, text):

@@ -104,7 +104,7 @@ def _alike(secret: str, said: str) -> bool:
     """Whether two words are one, or one with another ending or a slip of the pen."""
     if secret == said:
         return True
-    stem = secret[: max(4, len(secret) - 3)]
+    stem = secret[: max(4, 3 * len(secret) // 5)]
     return len(secret) > 4 and (said.startswith(stem) or _one_slip(secret, said))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepen.apps.documents import neutral
+from deepen.apps.evidence import USUAL
 from deepen.apps.grounded import sentences
 from deepen.apps.knowledge import readable
 from deepen.apps.tutor.exercise import Exercise, plain_words
@@ -99,6 +100,13 @@ def _explaining(sentence: str, about: str, exercise: Exercise | None, said: set[
     return "" if exercise is not None and gives_away(sentence, exercise, strict=exercise.is_number) else sentence
 
 
+def _is_supported(sentence: str, about: str) -> bool:
+    """Whether the material has most of a sentence's words, and all of its numbers."""
+    words = {each for each in plain_words(sentence) if each not in USUAL}
+    there = set(plain_words(about))
+    return all(each in there for each in words if each[0].isdigit()) and len(words & there) >= _SUPPORTED * max(len(words), 1)
+
+
 def hint(
     engine: Engine, sampling: Sampling, action: Action, exercise: Exercise, attempt: str, before: Sequence[str]
 ) -> str | None:
@@ -135,8 +143,8 @@ def propose(engine: Engine, sampling: Sampling, topic: str, level: Level, before
     known = {" ".join(plain_words(each)) for each in before}
     told = "".join(f"\n- {neutral(each)[:200]}" for each in before[-8:])
     asked = (
-        f"Topic: {neutral(topic)}\n\nWrite one exercise: a short quiz question about {neutral(topic)}, for {_LEVELS[level]}, and"
-        " its answer, a word or a number. Reply in JSON with the keys question and answer."
+        f"Topic: {neutral(topic)}\n\nWrite one exercise: a short quiz question about {neutral(topic)}, for {_LEVELS[level]},"
+        " and its answer, a word or a number. Reply in JSON with the keys question and answer."
         + (f"\n\nAsk something else than:{told}" if told else "")
     )
     for attempt in range(_PROPOSALS):
