@@ -16,7 +16,7 @@ from deepen.apps.summary import Settings, Summary, summarize_documents
 from deepen.engine.request import check_request
 from deepen.errors import OptionError
 from deepen.journal import Journal
-from deepen.output import cache_folder, check_target, new_file
+from deepen.output import cache_folder, check_target, new_file, storage_errors
 from deepen.prepare import given
 from deepen.progress import progress, say
 
@@ -211,6 +211,8 @@ def _kept(slots: Slots, documents: Sequence[Document], settings: Settings) -> It
     for document in documents:
         digest.update(f"\0{document.name}\0{document.text}".encode(errors="surrogatepass"))
     file = cache_folder() / "summarize" / f"{digest.hexdigest()[:16]}.jsonl"
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with Journal(file) as journal:
         if len(journal):
             say("Continuing: some answers are known from an earlier run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -55,10 +55,11 @@ def response(
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
         connection.request(method, address.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
-        reply = connection.getresponse()
-        if reply.status != http.HTTPStatus.OK:
-            raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
-        yield reply
+        # a server that closes after its answer has left the connection to that
+        with closing(connection.getresponse()) as reply:
+            if reply.status != http.HTTPStatus.OK:
+                raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
+            yield reply
     finally:
         connection.close()
 

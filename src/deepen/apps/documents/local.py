@@ -6,6 +6,7 @@ import http.client
 import ipaddress
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -66,15 +67,15 @@ def _fetch(place: str, parts: SplitResult, address: str) -> Source:
     try:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", path, headers={"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity"})
-        reply = connection.getresponse()
-        if reply.status != http.HTTPStatus.OK:  # a redirection may lead to another machine
-            raise http.client.HTTPException(f"HTTP {reply.status} {reply.reason}")
-        data = bytearray()
-        while len(data) <= LARGEST and (piece := reply.read1(1 << 16)):
-            data += piece
-            if time.monotonic() > until:
-                raise TimeoutError(f"not read in {_SECONDS:.0f} s")
-        kind = reply.headers.get_content_type()
+        with closing(connection.getresponse()) as reply:
+            if reply.status != http.HTTPStatus.OK:  # a redirection may lead to another machine
+                raise http.client.HTTPException(f"HTTP {reply.status} {reply.reason}")
+            data = bytearray()
+            while len(data) <= LARGEST and (piece := reply.read1(1 << 16)):
+                data += piece
+                if time.monotonic() > until:
+                    raise TimeoutError(f"not read in {_SECONDS:.0f} s")
+            kind = reply.headers.get_content_type()
     finally:
         connection.close()
     suffix = Path(parts.path).suffix.lower()

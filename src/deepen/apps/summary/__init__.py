@@ -95,8 +95,9 @@ def summarize_documents(
             writer.heading(node.label.split(" > ")[-1])
             for sentence in section.sentences:
                 writer.write(sentence)
-    known = Known([text for each in read.documents for text in (each.title, each.name, each.date)]
-                  + [text for pieces in read.passages for each in pieces for text in (each.text, *each.headings)])  # fmt: skip
+    texts = [text for each in read.documents for text in (each.title, each.name, each.date)]
+    texts += [text for pieces in read.passages for each in pieces for text in (each.text, *each.headings)]
+    known = Known(list(dict.fromkeys(texts)))
     return Summary(
         summary=writer.text,
         style=settings.style,
@@ -132,7 +133,7 @@ def _plan(read: Read, prompts: Prompts) -> tuple[list[Chunk | Group], str]:
     title = _title(read) if len(read.documents) == 1 else ""
     whole = sum(each.tokens for each in read.blocks) <= prompts.whole
     tree = branch(read.blocks, prompts.whole if whole else prompts.part, title)
-    return gather(tree, prompts.members), tree.label
+    return gather(tree, prompts.members), title or f"{len(read.documents)} documents"
 
 
 def _title(read: Read) -> str:

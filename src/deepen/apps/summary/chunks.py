@@ -24,7 +24,7 @@ class Block:
         document: its number among the documents, from 0.
         path: the document's title, where there are several documents, and the headings that lead to the passage.
         text: neutral, without addresses of links.
-        tokens: of the text.
+        tokens: of the text, and of the space after it.
     """
 
     document: int
@@ -98,7 +98,9 @@ def read_blocks(documents: Sequence[Document], count: Callable[[str], int], budg
     """
     documents = [with_chapters(document) for document in documents]
     found = [tuple(passages(document)) for document in documents]
-    blocks, seen, repeated = [], set(), 0
+    blocks: list[Block] = []
+    seen: set[str] = set()
+    repeated = 0
     for number, (document, pieces) in enumerate(zip(documents, found, strict=True)):
         for piece in pieces:
             text = readable_text(piece.text)
@@ -110,6 +112,8 @@ def read_blocks(documents: Sequence[Document], count: Callable[[str], int], budg
             seen.add(words)
             path = (document.title, *piece.headings) if len(documents) > 1 else piece.headings
             path = tuple(" ".join(neutral(each).split()) for each in path)
+            if len(documents) > 1 and (not blocks or blocks[-1].document != number):
+                text = f"Document: {path[0]}\n\n{text}"
             blocks += [Block(number, path, part, tokens) for part, tokens in _parts(text, count, budget)]
     return Read(tuple(documents), tuple(found), tuple(blocks), repeated)
 
@@ -190,29 +194,30 @@ def pack(sizes: Sequence[int], capacity: int) -> list[slice]:
 
 
 def _group(members: tuple[Chunk | Group, ...]) -> Group:
-    labels = [each.label for each in members]
-    paths = [label.split(" > ") for label in labels]
-    label = " > ".join(_shared(paths)) or f"{labels[0]} … {labels[-1]}"
-    return Group(label[:_LONGEST_LABEL], members, 1 + max(map(depth, members)))
+    paths = [each.label.split(" > ") for each in members]
+    shared = _shared(paths)
+    rest = [path[len(shared)] for path in (paths[0], paths[-1]) if len(path) > len(shared)]
+    ends = [*(each.split(" … ")[0] for each in rest[:-1]), *(each.split(" … ")[-1] for each in rest[-1:])]
+    return Group(_joined(shared, ends), members, 1 + max(map(depth, members)))
 
 
 def _chunk(blocks: Sequence[Block], title: str) -> Chunk:
-    lines, last = [], blocks[0].document
-    several = blocks[-1].document != last
-    for number, each in enumerate(blocks):
-        if several and (not number or each.document != last):
-            lines.append(f"Document: {each.path[0]}")
-        last = each.document
-        lines.append(each.text)
-    return Chunk(_label(blocks, title), "\n\n".join(lines), sum(each.tokens for each in blocks))
+    text = "\n\n".join(each.text for each in blocks)
+    return Chunk(_label(blocks, title), text, sum(each.tokens for each in blocks))
 
 
 def _label(blocks: Sequence[Block], title: str) -> str:
     """Title and headings that blocks have in common, and of what differs the first and the last."""
     shared = _shared([each.path for each in blocks])
-    ends = list(dict.fromkeys(each.path[len(shared)] for each in (blocks[0], blocks[-1]) if len(each.path) > len(shared)))
-    label = " > ".join(dict.fromkeys((*((title,) if title else ()), *shared, *([" … ".join(ends)] if ends else []))))
-    return label[:_LONGEST_LABEL]
+    rest = [each.path[len(shared)] for each in (blocks[0], blocks[-1]) if len(each.path) > len(shared)]
+    return _joined([*([title] if title else []), *shared], rest)
+
+
+def _joined(shared: Sequence[str], ends: Sequence[str]) -> str:
+    """Names that are shared, and the first and the last of those that are not; the last alone after what has no heading."""
+    last = f"… {ends[0]}" if len(ends) == 1 else " … ".join(dict.fromkeys(ends))
+    names = dict.fromkeys((*shared, *([last] if last else [])))
+    return " > ".join(names)[:_LONGEST_LABEL]
 
 
 def _shared(paths: Sequence[Sequence[str]]) -> list[str]:
@@ -227,7 +232,7 @@ def _shared(paths: Sequence[Sequence[str]]) -> list[str]:
 
 def _parts(text: str, count: Callable[[str], int], budget: int) -> Iterator[tuple[str, int]]:
     """A text in parts of at most `budget` tokens: cut near the middle, between paragraphs, lines, sentences or words."""
-    tokens = count(text)
+    tokens = count(f"{text}\n\n")
     if tokens <= budget or len(text) < 2:
         if text.strip():
             yield text.strip(), tokens

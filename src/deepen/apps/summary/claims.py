@@ -22,7 +22,8 @@ _ORDINALS = {
     "couple": 2, "pair": 2, "triple": 3, "thrice": 3, "quarter": 4, "one": 1, **_SCALES,
 }  # fmt: skip
 _WORDS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * value for value, word in enumerate(_TENS, start=2)}
-_MONTHS = re.findall(r"\w+", "january february march april may june july august september october november december")
+_LONG_MONTHS = re.findall(r"\w+", "january february march april may june july august september october november december")
+_MONTHS = {name: number for number, month in enumerate(_LONG_MONTHS, start=1) for name in (month, month[:3])}
 _SPACES = "\u00a0\u202f\u2009"
 _NUMBER = re.compile(
     rf"\d{{1,3}}(?:[,{_SPACES}'\u2019]\d{{3}})+(?!\d)(?:\.\d+)?|\d{{1,3}}(?: \d{{3}})+(?![\d.,]\d|\d)|\d+(?:[.,:/\u2013-]\d+)*"
@@ -53,11 +54,15 @@ class Known:
             for _, wholes, parts in _numbers(text):
                 self.numbers |= wholes | parts
             small = _plain(text).lower()
-            words = _WORD.findall(small)
-            self.numbers |= {Decimal(_ORDINALS[word]) for word in words if word in _ORDINALS}
-            self.numbers |= {Decimal(_month(word)) for word in words if _month(word)}
+            words = set(_WORD.findall(small))
+            for known in (_ORDINALS, _MONTHS):
+                self.numbers |= {Decimal(known[word]) for word in words & known.keys() - {"may"}}
+            if re.search(r"\bMay\b", text):  # the month, most likely
+                self.numbers.add(Decimal(5))
+            self.words |= words
             for word in words:
-                self.words |= {word, word.replace(".", ""), *re.split(r"['\u2019.-]", word)}
+                if not word.isalpha():
+                    self.words |= {word.replace(".", ""), *re.split(r"['\u2019.-]", word)}
 
     def has_number(self, wholes: set[Decimal], parts: set[Decimal]) -> bool:
         """Whether a number is there, as a whole or, if it is a date, a time or a range, in its parts."""
@@ -69,8 +74,7 @@ class Known:
         base = re.sub(r"'s?$", "", word)
         forms = {word, base, base.replace(".", ""), base.removesuffix("s"), base.removesuffix("es"), f"{base}s"}
         pieces = re.split(r"['.-]", base)
-        month = _month(base)
-        return bool(forms & self.words) or all(piece in self.words for piece in pieces) or (month > 0 and month in self.numbers)
+        return bool(forms & self.words) or set(pieces) <= self.words or _MONTHS.get(base, -1) in self.numbers
 
 
 def unsupported_numbers(text: str, known: Known) -> list[str]:
@@ -134,6 +138,7 @@ def _readings(number: str) -> tuple[set[Decimal], set[Decimal]]:
 def _spelled(text: str) -> Iterator[tuple[str, set[Decimal], set[Decimal]]]:
     """Numbers in English words: `two`, `twenty-five`, `three hundred and six thousand`."""
     shown: list[str] = []
+    begun = 0
     total = held = 0
     last = 0
     matches = [*re.finditer(r"[A-Za-z]+", text)]
@@ -152,12 +157,13 @@ def _spelled(text: str) -> Iterator[tuple[str, set[Decimal], set[Decimal]]]:
             continue
         else:
             if " ".join(shown).lower() not in {"", "one"}:
-                yield " ".join(shown), {Decimal(total + held)}, set()
+                yield text[begun:last], {Decimal(total + held)}, set()
             shown, total, held = [], 0, 0
             if match and word in _WORDS:
-                shown, held, last = [match[0]], _WORDS[word], match.end()
+                shown, held, begun, last = [match[0]], _WORDS[word], match.start(), match.end()
             continue
         assert match is not None
+        begun = begun if shown else match.start()
         shown.append(match[0])
         last = match.end()
 
@@ -167,11 +173,8 @@ def _fits(held: int, value: int) -> bool:
     return held == 0 or (held % 100 == 0 and value < 100) or (held % 10 == 0 and held % 100 >= 20 and 0 < value < 10)
 
 
-def _month(word: str) -> int:
-    """The number of a month, by its name or the first letters of it; 0 for any other word."""
-    return next((number for number, month in enumerate(_MONTHS, start=1) if word == month or (word == month[:3] != "may")), 0)
-
-
 def _plain(text: str) -> str:
     """Without accents, so that a name is found however it is written."""
+    if text.isascii():
+        return text
     return "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))

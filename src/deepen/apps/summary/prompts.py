@@ -25,6 +25,7 @@ _CONTEXT = 4096  # where a server does not tell it
 _BYTES_PER_TOKEN = 3  # where a server does not tell tokens: few texts have shorter ones
 _TOKENS_PER_WORD = 2.0
 _LABEL_TOKENS = 64
+_SHORTEST = 0.05  # of each summary, where they are cut to fit
 _LEAST = 64  # tokens of a text that are worth a call
 
 
@@ -52,7 +53,7 @@ class Prompts:
         """Of the summary, at most."""
         self.part_tokens = max(32, min(tokens_for(PART_WORDS), self.context // 8))
         """Of the summary of a part, at most."""
-        margin = max(16, self.context // (50 if self.counted else 10))
+        self._margin = margin = max(16, self.context // (50 if self.counted else 10))
         overhead = max(self._size(self.chunk("", "", 1000, style)) for style in (settings.style, None)) + margin
         self.whole = self.context - overhead - self.answer_tokens - _LABEL_TOKENS
         """Tokens of a text that fits into one call."""
@@ -86,6 +87,7 @@ class Prompts:
             words: of the summary.
             style: of the summary, if the user reads it; None for one that goes into the next call.
         """
+        label = self._short(label)
         what = f"Here is a part of {label}." if label and style is None else f"Here is {label or 'a text'}."
         return self._prompt(f"{what}\n\nText:\n\n{text}\n\nEnd of the text.\n\n{self.wish(words, style)}")
 
@@ -98,9 +100,16 @@ class Prompts:
             words: of the summary.
             style: as for `chunk`.
         """
-        told = "\n\n".join(f"{part}: {neutral(text)}" if part else neutral(text) for part, text in parts)
-        what = f"Here are summaries of the parts of {label or 'a text'}, in order."
-        return self._prompt(f"{what}\n\nText:\n\n{told}\n\nEnd of the text.\n\n{self.wish(words, style)}")
+        what = f"Here are summaries of the parts of {self._short(label) or 'a text'}, in order."
+        room = self.context - (self.part_tokens if style is None else self.answer_tokens) - self._margin
+        share = 1.0
+        while True:
+            told = "\n\n".join(f"{part}: {neutral(text[: int(share * len(text))])}" for part, text in parts)
+            prompt = self._prompt(f"{what}\n\nText:\n\n{told}\n\nEnd of the text.\n\n{self.wish(words, style)}")
+            # quotations may have more tokens than the model's own words would have had
+            if share < _SHORTEST or self._size(prompt) <= room:
+                return prompt
+            share *= 0.8
 
     def wish(self, words: int, style: str | None) -> str:
         """The instruction that ends a request."""
@@ -116,6 +125,12 @@ class Prompts:
         }[style]
         language = f" Write in {settings.language}." if settings.language else ""
         return f"Summarize the text {how}.{focus}{language} Write only the summary."
+
+    def _short(self, label: str) -> str:
+        """A label within the tokens that are set aside for it: its end, if it is too long."""
+        while label and self.count(label) > _LABEL_TOKENS:
+            label = label.partition(" > ")[2] or label[: len(label) // 2]
+        return label
 
     def _prompt(self, asked: str) -> Prompt:
         if not self._engine.has_template:

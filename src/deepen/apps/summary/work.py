@@ -161,9 +161,13 @@ def answer_all(
         for node in nodes:
             if isinstance(node, Chunk):
                 begin(node)
-        for engine in engines[: max(asked, 1)]:
+        # an engine alone is asked in this thread, since not every one can be asked by another while its tokens are counted
+        workers = engines[:asked] if len(engines) > 1 else ()
+        for engine in workers:
             threading.Thread(target=_work, args=(engine, waiting, arrived, kept_parts.sampling, stop), daemon=True).start()
         while len(parts) < len(nodes):
+            if not workers:
+                _work_once(engines[0], waiting, arrived, kept_parts.sampling, stop)
             item = arrived.get()
             if isinstance(item, BaseException):
                 raise item
@@ -264,15 +268,27 @@ def _work(
 ) -> None:
     """An engine's thread: answer one request after the other."""
     try:
-        while not stop.is_set():
-            _, place, request = waiting.get()
-            if request is None:
-                return
-            arrived.put((place, request, ask(engine, request, sampling, stop=stop)))
+        while _work_once(engine, waiting, arrived, sampling, stop):
+            pass
     except _Stopped:
         return
     except BaseException as error:  # raised again where the answers are kept
         arrived.put(error)
+
+
+def _work_once(
+    engine: Engine,
+    waiting: queue.PriorityQueue[tuple[int, int, Request | None]],
+    arrived: queue.SimpleQueue[tuple[int, Request, Part] | BaseException],
+    sampling: Mapping[str, Any],
+    stop: threading.Event,
+) -> bool:
+    """Answer the next request; whether there was one."""
+    _, place, request = waiting.get()
+    if request is None or stop.is_set():
+        return False
+    arrived.put((place, request, ask(engine, request, sampling, stop=stop)))
+    return True
 
 
 def _all_of(nodes: Sequence[Chunk | Group]) -> Iterator[Chunk | Group]:
