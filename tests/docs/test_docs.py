@@ -27,7 +27,7 @@ def test_the_command_line_page_is_what_the_program_says() -> None:
 
 def test_the_verbs_are_those_of_this_version() -> None:
     verbs = "plan doctor scale verify merge explore pretrain instruct align synthesize evaluate generate chat serve"
-    verbs += " batch export support run check recipes"
+    verbs += " batch export summarize support tutor write run check recipes"
     assert list(COMMANDS) == verbs.split()
 
 

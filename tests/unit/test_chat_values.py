@@ -26,11 +26,12 @@ from deepen.chat.conversation import (
 from deepen.chat.display import Rendered, finished_blocks, make_display, split_blocks
 from deepen.chat.entries import COMMANDS, Entry, complete, is_open, parse_entry, read_entries
 from deepen.chat.session import Session, Settings
-from deepen.chat.store import Store, data_folder
+from deepen.chat.store import Store
 from deepen.data.chat import read_conversations
 from deepen.engine import Chunk
 from deepen.errors import DataError, DeepenError, OptionError, OutputError
 from deepen.generate import generate
+from deepen.output import data_folder
 
 TEXT = some.text(some.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
 LINES = some.lists(some.sampled_from(["## User", "\\## User", "## Assistant (stopped)", "a", "", "```", " ## System"])).map(

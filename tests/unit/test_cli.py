@@ -34,6 +34,7 @@ VERBS = {
     "chat": (chat.chat, "deepen.chat", "chat"),
     "export": (use.export, "deepen.export", "export"),
     "support": (apps.support, "deepen.apps.support", "support"),
+    "write": (apps.write, "deepen.apps.write", "write"),
     "run": (recipes.run, "deepen.pipeline", "run"),
     "check": (recipes.check, "deepen.pipeline", "check"),
 }
@@ -147,7 +148,7 @@ def test_options_of_a_stage_are_the_arguments_of_the_python_function(verb: str) 
     takes = set(arguments(getattr(importlib.import_module(module), name)))
     options = set(STAGES[verb].model_fields) - {"stage", "name", "from_"}
     assert options <= takes
-    left_out = {"model", "out", "overwrite", "resume", "on_text", "on_prompt", "stop", "json_schema"}
+    left_out = {"model", "out", "overwrite", "resume", "on_text", "on_step", "on_prompt", "stop", "json_schema"}
     assert takes - options <= left_out
 
 

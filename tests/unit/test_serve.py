@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from deepen.engine.tool_template import with_tools
 from deepen.errors import OptionError, UnsupportedModelError
 from deepen.serve import _keys, front
 from deepen.serve.vllm import vllm_command
+from serving import ask, engine_of, serving
 from tinygguf import TEMPLATE, write_tiny_gguf
 
 openai = pytest.importorskip("openai")
@@ -34,26 +34,6 @@ HI = [{"role": "user", "content": "Hi"}]
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
     return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=2048)
-
-
-@contextlib.contextmanager
-def serving(gguf, *words):
-    """A server in a process of its own, and what `--json` says of it."""
-    command = [sys.executable, "-m", "deepen", "serve", str(gguf), "--port", "0", "--json", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            said = ""
-            for line in process.stdout:
-                said += line
-                if line == "}\n":
-                    break
-            assert said, process.stderr.read()
-            yield process, json.loads(said)
-        finally:
-            process.terminate()
-            process.stdout.close()
-            process.stderr.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +47,6 @@ def server(gguf):
 def client(server):
     with openai.OpenAI(base_url=server["url"] + "/v1", api_key="two", max_retries=0, timeout=300) as opened:
         yield opened
-
-
-def ask(address, method, path, body=None, **headers):
-    """Plain HTTP: the status, the headers and the text of the answer."""
-    connection = http.client.HTTPConnection(urlsplit(address["url"]).netloc, timeout=300)
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, None if body is None else json.dumps(body), given)
-    with contextlib.closing(connection):
-        reply = connection.getresponse()
-        return reply.status, reply.headers, reply.read().decode(errors="replace")
 
 
 def test_it_says_where_it_is(server):
@@ -246,15 +216,6 @@ def test_conversations_that_do_not_divide_a_batch(gguf):
         assert ask(address, "POST", "/v1/completions", {"prompt": "x", "max_tokens": 1})[0] == 200
 
 
-def engine_of(process):
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == process.pid and state != "Z":
-                return int(stat.parent.name)
-    raise AssertionError("no engine")
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 def test_an_engine_that_dies_is_started_again_once(gguf):
     with serving(gguf) as (process, address):
@@ -405,7 +366,7 @@ def test_a_small_model_calls_a_tool_unforced():
 
 def test_a_connection_without_a_request_is_told_so(monkeypatch):
     monkeypatch.setattr(front, "_HEAD_SECONDS", 0.1)
-    door = front.Front(lambda: None, front.Limits(1, 1, 600.0), (), loopback=True)
+    door = front.Front(lambda: None, front.Limits(1, 1, 600.0), (), loopback=True, apps=None, pages=None)
 
     async def connect():
         server = await asyncio.start_server(door.connected, "127.0.0.1", 0)

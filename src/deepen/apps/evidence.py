@@ -56,6 +56,8 @@ _EVERYDAY = frozenset(
 """,
     )
 )
+USUAL = _STOP | _EVERYDAY
+"""Words that say little by themselves."""
 _POINTS_BACK = re.compile(
     r"^(and|but|so|then|also|what about|how about|why|really|more|go on)\b|\b(it|its|that|this|those|these|they|them|one|ones"
     r"|he|she|him|her|there|then|instead|the same|the other)\b",

@@ -21,7 +21,7 @@ _SUPPORTED = 0.5  # of a sentence's words, by weight, stand in one of the source
 _LONGEST_SENTENCE = 1000  # characters that are held back to be checked
 _LABELS = re.compile(r"[ \t]*[\[(]\s*S?\d{1,3}(?:\s*[,;]\s*S?\d{1,3})*\s*[\])]")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_END = re.compile(r"(?:[.!?](?:\s*\[[^\]\n]{1,20}\])*(?=\s)|\n)\s*")
+_END = re.compile(r"(?:[.!?](?:\s*\[[^\]\n]{1,20}\])*(?=\s)|[\u3002\uff01\uff1f]|\n)\s*")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
 _DENIES = re.compile(r"\b(?:do(?:es)? not|don't|doesn't|cannot|can't|no (?:information|mention|answer))\b", re.I)
 
@@ -29,6 +29,11 @@ _DENIES = re.compile(r"\b(?:do(?:es)? not|don't|doesn't|cannot|can't|no (?:infor
 def is_bullet(sentence: str) -> bool:
     """Whether it is an entry of a list."""
     return _BULLET.match(sentence) is not None
+
+
+def without_labels(text: str) -> str:
+    """The text without labels of sources, such as `[S1]` or `[2, 3]`."""
+    return _LABELS.sub("", text)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Checker:
     def check(self, sentence: str) -> str:
         """The sentence with a label that holds; empty if no source supports it or it was said before."""
         named = {f"S{number}" for label in _LABELS.findall(sentence) for number in re.findall(r"\d+", label)}
-        plain = _LABELS.sub("", sentence).strip()
+        plain = without_labels(sentence).strip()
         bullet = match[0] if (match := _BULLET.match(plain)) else ""
         said = " ".join(re.findall(r"\w+", plain[len(bullet) :].lower()))
         if not said or said in self._said:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from deepen.apps.documents import Document, Found, Reader, Source, Unreadable, passages, source_bytes
+from deepen.apps.stems import TOKENIZER, Stemmer
 from deepen.database import database_errors, transaction
 from deepen.errors import OutputError
 from deepen.output import storage_errors
@@ -24,7 +25,6 @@ from deepen.progress import Advance
 
 _VERSION = 1
 _SECONDS_TO_WAIT = 10.0  # for another program that writes at the same time
-_TOKENIZER = "tokenize = 'porter unicode61 remove_diacritics 2'"
 _SCHEMA = f"""
 CREATE TABLE file (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, stamp TEXT NOT NULL, hash TEXT NOT NULL,
@@ -35,7 +35,7 @@ CREATE TABLE passage (
     start INTEGER NOT NULL, line INTEGER NOT NULL, page INTEGER
 );
 CREATE INDEX passage_file ON passage (file);
-CREATE VIRTUAL TABLE words USING fts5 (title, headings, body, {_TOKENIZER});
+CREATE VIRTUAL TABLE words USING fts5 (title, headings, body, {TOKENIZER});
 CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
 """
 _WEIGHTS = (4.0, 4.0, 1.0)  # of a word in the title, in the headings, in the text
@@ -117,9 +117,7 @@ class Knowledge:
             file.touch(mode=0o600)
         with self._errors():
             self._database = sqlite3.connect(file, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
-            self._scratch = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            self._scratch.execute(f"CREATE VIRTUAL TABLE words USING fts5 (body, {_TOKENIZER})")
-            self._scratch.execute("CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, instance)")
+            self._stemmer = Stemmer()
             with transaction(self._database):
                 made = self._database.execute("PRAGMA user_version").fetchone()[0]
                 known = self._database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
@@ -140,10 +138,17 @@ class Knowledge:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def documents(self) -> int:
+        """How many documents it holds."""
+        with self._errors():
+            (count,) = self._database.execute("SELECT COUNT(*) FROM file WHERE skipped = ''").fetchone()
+        return int(count)
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()
-        self._scratch.close()
+        self._stemmer.close()
 
     def update(self, found: Found, advance: Advance | None = None) -> Update:
         """Read the documents that are new or have changed, and forget those that are no longer there.
@@ -204,13 +209,19 @@ class Knowledge:
             ).fetchall()
         return [Hit(name, title, date, tuple(json.loads(headings)), *rest) for name, title, date, headings, *rest in rows]
 
+    def all(self) -> list[Hit]:
+        """Every passage, in the order of the documents' names and of their texts; their score is 0."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT file.name, title, date, headings, text, line, page, 0.0"
+                " FROM passage JOIN file ON file.id = passage.file ORDER BY file.name, start"
+            ).fetchall()
+        return [Hit(name, title, date, tuple(json.loads(headings)), *rest) for name, title, date, headings, *rest in rows]
+
     def stems(self, text: str) -> list[str]:
         """The words of a text in order, as the index has them: small letters, without accents and endings."""
         with self._errors():
-            self._scratch.execute("DELETE FROM words")
-            self._scratch.execute("INSERT INTO words VALUES (?)", (plain(text),))
-            rows = self._scratch.execute("SELECT term FROM vocabulary ORDER BY offset")
-            return [stem for (stem,) in rows]
+            return self._stemmer.stems(plain(text))
 
     def frequencies(self, stems: Sequence[str]) -> dict[str, int]:
         """How many passages have each of these stems."""

@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepen.apps.alike import open_alike
+from deepen.apps.alike import Alike, open_alike
 from deepen.apps.desk import HANDOVER, Answer, Desk, Passage, check_question
 from deepen.apps.documents import Found, find_documents
+from deepen.apps.documents.gather import say_left_out
 from deepen.apps.knowledge import Knowledge
 from deepen.checkpoint import resolve
+from deepen.engine import Engine
 from deepen.engine.request import check_request
-from deepen.errors import DataError, DeepenError, OptionError, printable
+from deepen.errors import DataError, DeepenError, OptionError
 from deepen.output import cache_folder
 from deepen.prepare import given, open_engine
 from deepen.progress import progress
 
-__all__ = ["Answer", "Desk", "Passage", "open_desk", "open_knowledge", "support"]
+__all__ = ["Answer", "Desk", "Library", "Passage", "library_desk", "open_desk", "open_knowledge", "open_library", "support"]
 
 _MANY = 50  # documents, from which on progress is shown
 
@@ -122,8 +125,7 @@ def open_desk(
     Says on stderr what was read and what was left out.
     """
     check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=None, engine=engine)
-    if not 1 <= passages <= 20:
-        raise OptionError(f"{passages} passages cannot be given", where="--passages", next="use a number from 1 to 20")
+    _check_passages(passages)
     places = [docs] if isinstance(docs, str | Path) else list(docs)
     if not places:
         raise OptionError("there are no documents", where="--docs", next="name a folder or files")
@@ -148,12 +150,67 @@ def open_desk(
     )
 
 
-def open_knowledge(found: Found, file: Path) -> Knowledge:
+@dataclass(frozen=True)
+class Library:
+    """Documents that are indexed and ready, for any number of desks; see `open_library`.
+
+    Attributes:
+        name: their places, one a line.
+        index: the SQLite file.
+        alike: words that mean nearly the same, if they are known.
+        documents: how many could be read.
+        passages: how many they have.
+    """
+
+    name: str
+    index: Path
+    alike: Alike | None
+    documents: int
+    passages: int
+
+
+def open_library(model: Path, docs: Sequence[str | Path], *, option: str = "--docs") -> Library:
+    """Bring the index of documents up to date; says on stderr what was left out.
+
+    Args:
+        model: a checkpoint folder or a GGUF file, for the words that it holds to be alike.
+        docs: folders and files.
+        option: what named them, for messages.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    file, name = _index_file(docs), "\n".join(sorted(str(Path(place).resolve()) for place in docs))
+    with open_knowledge(find_documents(docs), file, option=option) as knowledge:
+        return Library(name, file, open_alike(model), knowledge.documents, knowledge.size)
+
+
+def library_desk(
+    library: Library,
+    open_engine: Callable[[], Engine],
+    *,
+    passages: int = 4,
+    handover: str = HANDOVER,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> Desk:
+    """A desk of its own for one thread, over documents that are ready; the arguments and errors are those of `support`."""
+    check_request(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, trim=None, engine="auto")
+    _check_passages(passages)
+    return Desk(
+        Knowledge(library.index), open_engine, alike=library.alike, passages=passages, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed, handover=handover,
+    )  # fmt: skip
+
+
+def open_knowledge(found: Found, file: Path, *, option: str = "--docs") -> Knowledge:
     """The knowledge base of documents, up to date; says on stderr what was read and what was left out.
 
     Args:
         found: the documents.
         file: where the index is or shall be.
+        option: what named them, for messages.
 
     Raises:
         DataError: none of them can be read.
@@ -165,18 +222,20 @@ def open_knowledge(found: Found, file: Path) -> Knowledge:
         else:
             with progress("Reading documents", len(found.sources), "documents") as advance:
                 update = knowledge.update(found, advance)
-        for name, reason in update.skipped:
-            print(printable(f"Left out: {name}: {reason}"), file=sys.stderr)
-        if update.skipped:
-            print(f"Left out: {len(update.skipped)} of {update.files + len(update.skipped)} files", file=sys.stderr)
+        say_left_out(update.skipped, update.files)
         if not update.passages:
             raise DataError(
-                "there is no document that can be read", where="--docs", next="name .md, .txt, .html, .ipynb or .pdf files"
+                "there is no document that can be read", where=option, next="name .md, .txt, .html, .ipynb or .pdf files"
             )
     except DeepenError:
         knowledge.close()
         raise
     return knowledge
+
+
+def _check_passages(passages: int) -> None:
+    if not 1 <= passages <= 20:
+        raise OptionError(f"{passages} passages cannot be given", where="--passages", next="use a number from 1 to 20")
 
 
 def _index_file(places: Sequence[str | Path]) -> Path:

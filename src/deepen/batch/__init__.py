@@ -7,9 +7,8 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -26,6 +25,7 @@ from deepen.engine.openai import OpenAIEngine
 from deepen.engine.process import require_xllamacpp, thread_count
 from deepen.engine.protocol import TOP_K, TOP_P
 from deepen.engine.request import check_request
+from deepen.engine.together import opened_together
 from deepen.errors import DataError, OptionError
 from deepen.journal import Journal
 from deepen.output import check_target, partial_path, resumable_file
@@ -181,7 +181,7 @@ class _Cost:
 
 def _answer(engine: _Engine, tasks: Sequence[Task], defaults: Defaults, keep: Callable[[int, str], None]) -> _Cost:
     """Answer tasks, several at once, and keep each answer as it comes."""
-    with _conversations(engine, min(engine.parallel, len(tasks))) as askers:
+    with opened_together(engine.open, min(engine.parallel, len(tasks))) as askers:
         arrived: queue.SimpleQueue[tuple[Task, int, Mapping[str, Any]] | BaseException] = queue.SimpleQueue()
         waiting = queue.SimpleQueue[Task]()
         for task in tasks:
@@ -202,21 +202,6 @@ def _answer(engine: _Engine, tasks: Sequence[Task], defaults: Defaults, keep: Ca
                 advance(1, f"{tokens / (time.perf_counter() - start):.1f} tokens/s")
             seconds = time.perf_counter() - start
         return _Cost(seconds, tokens, None if meter is None else meter.joules())
-
-
-@contextmanager
-def _conversations(engine: _Engine, count: int) -> Iterator[list[Asker]]:
-    """Open conversations with an engine, all at once, and close them whatever happens."""
-    with ThreadPoolExecutor(count) as pool:
-        opening = [pool.submit(engine.open) for _ in range(count)]
-    askers = [each.result() for each in opening if each.exception() is None]
-    try:
-        for each in opening:
-            each.result()
-        yield askers
-    finally:
-        for asker in askers:
-            asker.close()
 
 
 def _work(

@@ -13,12 +13,13 @@ from deepen.chat.conversation import Turns, last_question, to_rows
 from deepen.chat.display import hushed, make_display
 from deepen.chat.entries import Keyboard, parse_entry, read_entries
 from deepen.chat.session import Failure, Session, Settings, counted
-from deepen.chat.store import Store, data_folder
+from deepen.chat.store import Store
 from deepen.energy import open_meter
 from deepen.engine import Engine
 from deepen.engine.draft import AUTO, keep_faster
 from deepen.engine.request import check_request
 from deepen.errors import OptionError, UnsupportedModelError
+from deepen.output import data_folder
 from deepen.prepare import given, open_engine
 
 __all__ = ["Chat", "chat"]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from deepen.chat.conversation import Turn, Turns, whole
-from deepen.database import database_errors, transaction
-from deepen.errors import OutputError
-from deepen.output import storage_errors
+from deepen.database import database_errors, open_own, transaction
 
 _VERSION = 1
-_SECONDS_TO_WAIT = 10.0  # for another chat that writes at the same time
 _SCHEMA = """
 CREATE TABLE conversation (id INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, changed TEXT NOT NULL);
 CREATE TABLE turn (
@@ -45,13 +40,6 @@ class Kept:
     """The user's first turn."""
 
 
-def data_folder() -> Path:
-    """Where chats are kept: `$DEEPEN_DATA`, or `deepen` in `$XDG_DATA_HOME`, or `~/.local/share/deepen`."""
-    if named := os.environ.get("DEEPEN_DATA"):
-        return Path(named).absolute()
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share").absolute() / "deepen"
-
-
 class Store:
     """The file `chats.sqlite` in a folder, for its owner's eyes only; several chats may use it at once.
 
@@ -62,21 +50,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "chats.sqlite"
-        with storage_errors(folder / "chats.sqlite"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.file.touch(mode=0o600)
-        with self._errors():
-            # a rollback journal that is flushed at each commit: unlike a write-ahead log it also works on network disks
-            self._database = sqlite3.connect(self.file, timeout=_SECONDS_TO_WAIT, isolation_level=None)
-            self._database.execute("PRAGMA synchronous = FULL")
-            with transaction(self._database):
-                version = self._database.execute("PRAGMA user_version").fetchone()[0]
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        self._database.execute(statement)
-                    self._database.execute(f"PRAGMA user_version = {_VERSION}")
-        if version > _VERSION:
-            raise OutputError("made by a newer deepen", where=self.file, next="update deepen, or set DEEPEN_DATA elsewhere")
+        self._database = open_own(self.file, _SCHEMA, _VERSION, self._errors())
 
     def new(self, model: str) -> int:
         """Begin a conversation; its id."""

@@ -1,4 +1,4 @@
-"""Applications: support."""
+"""Applications: summarize, support, tutor, write."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deepen.cli import options
+from deepen.cli import options, tutor
 from deepen.cli.options import count
 from deepen.cli.printing import plain, print_json, print_table
+from deepen.cli.summarize import summarize
+from deepen.cli.write import write
 from deepen.errors import DataError, OptionError, printable
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ _PANEL = "Applications"
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the program."""
+    app.command(rich_help_panel=_PANEL)(summarize)
     app.command(rich_help_panel=_PANEL)(support)
+    tutor.register(app)
+    app.command(rich_help_panel=_PANEL)(write)
 
 
 @options.sharing(options.RUN)

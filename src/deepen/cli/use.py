@@ -124,11 +124,17 @@ def serve(
     ] = 8_000_000,
     max_seconds: Annotated[float, typer.Option(metavar="S", help="Longest time for an answer.")] = 600.0,
     execute: Annotated[bool, typer.Option("--exec", help="With --engine vllm: start the command.")] = False,
+    docs: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Documents that support answers from; may be given again.")
+    ] = [],  # noqa: B006
+    material: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Documents that the tutor makes exercises from; may be given again.")
+    ] = [],  # noqa: B006
     json: options.Json = False,
     *,
     shared: dict[str, Any],
 ) -> None:
-    """Serve a model: OpenAI's protocol under /v1, a web page at /, /health and /metrics."""
+    """Serve a model: OpenAI's protocol under /v1, a web page at /, the applications at /apps/, /health and /metrics."""
     from deepen.serve import Address
     from deepen.serve import serve as listen
 
@@ -137,6 +143,7 @@ def serve(
             print_json(address)
         else:
             print_text(f"{address.url}  (web page; OpenAI's protocol: {address.url}/v1, model {address.model})")
+            print_text(f"{address.url}/apps/  (applications)")
             if address.api_key:
                 print_text(f"api key, made for this run: {address.api_key}")
         sys.stdout.flush()
@@ -144,7 +151,7 @@ def serve(
     listen(
         model, host=host, port=port, engine=engine, api_key=api_key, api_key_file=api_key_file, tls_cert=tls_cert,
         tls_key=tls_key, parallel=parallel, context=context, quantize=quantize, draft=draft, max_new_tokens=max_new_tokens,
-        max_body=max_body, max_seconds=max_seconds, execute=execute, on_ready=show, **shared,
+        max_body=max_body, max_seconds=max_seconds, execute=execute, docs=docs, material=material, on_ready=show, **shared,
     )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import SplitResult
 
@@ -35,6 +36,7 @@ def response(
     *,
     key: str | None = None,
     seconds: float | None = _SECONDS,
+    on_connect: Callable[[socket.socket], None] | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     """Send a request and give the answer to read. Leaving the block early closes the connection, which cancels the work.
 
@@ -45,6 +47,7 @@ def response(
         body: sent as JSON.
         key: sent as `Authorization: Bearer`.
         seconds: give up after so long without a byte (a long prompt on a slow machine takes minutes); None waits.
+        on_connect: called with the socket before anything is sent; shutting that down ends a wait in another thread.
 
     Raises:
         Refusal: the server's status is not 200.
@@ -54,11 +57,15 @@ def response(
     connection = kind(address.netloc, timeout=seconds)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     try:
+        if on_connect is not None:
+            connection.connect()
+            on_connect(connection.sock)
         connection.request(method, address.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
-        reply = connection.getresponse()
-        if reply.status != http.HTTPStatus.OK:
-            raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
-        yield reply
+        # a server that closes after its answer has left the connection to that
+        with closing(connection.getresponse()) as reply:
+            if reply.status != http.HTTPStatus.OK:
+                raise Refusal(reply.status, _message(reply.read(1 << 16)), reply.headers.get("Retry-After"))
+            yield reply
     finally:
         connection.close()
 

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -95,6 +96,8 @@ class LlamacppEngine:
         gguf: the model file.
         context: tokens to hold at most.
         draft: a GGUF that guesses the next tokens, or `ngram` for the text so far.
+        threads: to compute with; as many as `OMP_NUM_THREADS` says or there are cores unless given.
+        alike: one of several that run the same file: its weights are held once, and no answer depends on what was asked before.
 
     Raises:
         MissingDependencyError: xllamacpp is not installed.
@@ -104,18 +107,28 @@ class LlamacppEngine:
 
     name = "llamacpp"
 
-    def __init__(self, gguf: Path, *, context: int | None = None, draft: Path | str | None = None) -> None:
-        self._drafts = draft is not None
-        server = start_server(gguf, context=context, draft=draft)
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        context: int | None = None,
+        draft: Path | str | None = None,
+        threads: int | None = None,
+        alike: bool = False,
+    ) -> None:
+        self._drafts, self._alike, self._fresh = draft is not None, alike, False
+        self._use(start_server(gguf, context=context, draft=draft, threads=threads, alike=alike))
+
+    def _use(self, server: Server) -> None:
         self._child, self._address, self._key = server.child, server.address, server.key
         self.context: int | None = server.context
         self.has_template = server.has_template
         self.uses_gpu: bool | None = server.uses_gpu
-        try:
-            self._bos: str = self._ask("GET", "/props")["bos_token"]
-        except BaseException:
-            self._child.close()
-            raise
+
+    @cached_property
+    def _bos(self) -> str:
+        bos: str = self._ask("GET", "/props")["bos_token"]
+        return bos
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised, none added."""
@@ -164,7 +177,9 @@ class LlamacppEngine:
             "seed": secrets.randbits(31) if seed is None else seed,
             "stop": list(stop),
             "stream": True,
+            "cache_prompt": not (self._alike or self._fresh),
         }
+        self._fresh = False
         if json_schema is not None:
             request["json_schema"] = dict(json_schema)
         with self._reply("POST", "/completion", request) as reply:
@@ -179,7 +194,11 @@ class LlamacppEngine:
                     return
                 if event["content"]:
                     yield Chunk(event["content"])
-        raise self._child.died()
+        raise self._broken()
+
+    def forget(self) -> None:
+        """Compute the next prompt anew: its answer then does not depend, in the last digits, on what was asked before."""
+        self._fresh = True
 
     def without_draft(self) -> LlamacppEngine:
         """The same model in another child process; see `Engine.without_draft`."""
@@ -188,6 +207,10 @@ class LlamacppEngine:
     def close(self) -> None:
         """End the child process."""
         self._child.close()
+
+    def _broken(self) -> MachineError:
+        """The error for a connection that ended before its answer did."""
+        return self._child.died()
 
     def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         request = {"content": text, "add_special": add_special, "parse_special": True}
@@ -207,4 +230,4 @@ class LlamacppEngine:
         except Refusal as error:
             raise UnsupportedModelError(f"llama.cpp refused {path}: {error.message}", where=self._child.subject) from error
         except (ConnectionError, http.client.HTTPException) as error:
-            raise self._child.died() from error
+            raise self._broken() from error

@@ -15,6 +15,7 @@ from deepen.engine.protocol import TOP_P, Chunk, FinishReason, Message, Prompt
 from deepen.errors import DataError, NetworkError, OptionError, UnsupportedModelError
 
 KEY_VARIABLES = ("DEEPEN_API_KEY", "OPENAI_API_KEY")
+_TELLING = ("llamacpp", "vllm")  # what owns a model, in the list of models of servers that tell more than they must
 
 
 class OpenAIEngine:
@@ -43,7 +44,7 @@ class OpenAIEngine:
         self.key = next((os.environ[name] for name in KEY_VARIABLES if os.environ.get(name)), None)
         try:
             with response(self.address, "GET", "/models", key=self.key) as reply:
-                listed = [str(each["id"]) for each in json.load(reply)["data"]]
+                listed = {str(each["id"]): each for each in json.load(reply)["data"]}
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise OptionError(
                 f"no server of OpenAI's protocol answers at {url} ({error or type(error).__name__})",
@@ -57,6 +58,37 @@ class OpenAIEngine:
                 f"the server has no model {model!r}; it has {', '.join(listed) or 'none'}", where=url, next="name one of these"
             )
         self._model = model
+        self._kind, self._longest = listed[model].get("owned_by"), listed[model].get("max_model_len")
+
+    def count_tokens(self, text: str) -> int | None:
+        """How many tokens a text has, special tokens in it recognised, none added.
+
+        The protocol does not tell it. Servers of llama.cpp and vLLM do; for any other one it is None.
+        """
+        if self._kind not in _TELLING:
+            return None
+        # llama.cpp reads one of the names, vLLM the other
+        request = {"model": self._model, "content": text, "prompt": text, "parse_special": True, "add_special_tokens": False}
+        found = self._beside("POST", "/tokenize", request).get("tokens")
+        return len(found) if isinstance(found, list) else None
+
+    def find_context(self) -> int | None:
+        """Tokens of prompt and answer together, where a server tells it as llama.cpp and vLLM do."""
+        found = self._longest
+        if self._kind in _TELLING and found is None:
+            settings = self._beside("GET", "/props").get("default_generation_settings")
+            found = settings.get("n_ctx") if isinstance(settings, dict) else None
+        return found if isinstance(found, int) and found > 0 else None
+
+    def _beside(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What a server answers beside the protocol, at its root; nothing if it does not."""
+        root = self.address._replace(path=self.address.path.rstrip("/").removesuffix("/v1"))
+        try:
+            with response(root, method, path, body, key=self.key) as reply:
+                answer = json.load(reply)
+        except (Refusal, OSError, http.client.HTTPException, ValueError):
+            return {}
+        return answer if isinstance(answer, dict) else {}
 
     def tokenize(self, text: str) -> list[int]:  # noqa: ARG002
         """Not known here.
@@ -144,6 +176,6 @@ class OpenAIEngine:
         where = self.address.geturl()
         if error.status in {401, 403}:
             return OptionError(f"the server wants a key ({error})", where=where, next=f"set {KEY_VARIABLES[0]} to it")
-        if error.status >= 500:
+        if error.status == http.HTTPStatus.TOO_MANY_REQUESTS or error.status >= 500:
             return NetworkError(f"the server failed ({error})", where=where, next="look at the server's log")
         return DataError(f"the server refused this ({error})", where=where, next="change what the message names")

@@ -17,18 +17,23 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
+from deepen.apps.support import open_library
 from deepen.checkpoint import resolve
 from deepen.engine.draft import AUTO, keep_faster
 from deepen.engine.llamacpp import LlamacppEngine, start_server
 from deepen.errors import MissingDependencyError, OptionError
 from deepen.prepare import given, prepare_draft, prepare_gguf, refuse
+from deepen.serve.apps import Apps
 from deepen.serve.front import Front, Limits
+from deepen.serve.pages import Pages
 from deepen.serve.vllm import vllm_command
+from deepen.serve.work import House
 from deepen.units import parse_bytes
 
 __all__ = ["Address", "serve"]
 
 _SECONDS_TO_FINISH = 30.0
+_POLLS_TO_TELL = 20  # those who still wait that the server ends
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Address:
     """Where a server listens.
 
     Attributes:
-        url: its root, with the web page; OpenAI's protocol is under `url` + `/v1`.
+        url: its root, with the web page; OpenAI's protocol is under `url` + `/v1`, the applications under `url` + `/apps/`.
         model: the model's name in requests.
         context: tokens of each conversation.
         parallel: conversations at once.
@@ -68,6 +73,8 @@ def serve(
     max_body: str | int = "8MB",
     max_seconds: float = 600.0,
     execute: bool = False,
+    docs: Sequence[str | Path] | str | Path = (),
+    material: Sequence[str | Path] | str | Path = (),
     on_ready: Callable[[Address], None] | None = None,
     drop: int | None = None,
     layers: str | None = None,
@@ -76,7 +83,7 @@ def serve(
     plan: str | Path | None = None,
     identity_init: bool = False,
 ) -> None:
-    """Serve a model until SIGTERM or Ctrl-C; requests at work are then finished, for at most 30 seconds.
+    """Serve a model and the applications until SIGTERM or Ctrl-C; requests at work are then finished, for at most 30 seconds.
 
     Args:
         model: a GGUF file, or a checkpoint folder or Hub id (exported once, into the cache).
@@ -96,6 +103,8 @@ def serve(
         max_body: largest request.
         max_seconds: longest time for an answer.
         execute: with `engine="vllm"`, start the command in the place of this process.
+        docs: folders and files of documents from which `support` answers; it is off without.
+        material: folders and files of documents from which the tutor makes exercises, where the topic is no arithmetic.
         on_ready: called when the model is loaded.
         drop: layer plan, as in `scale`: the deepened model is served from a GGUF in the cache. So do the next five.
         layers: slices of layers.
@@ -105,6 +114,7 @@ def serve(
         identity_init: repeated layers start as the identity.
 
     Raises:
+        DataError: none of the documents can be read.
         OptionError: a port in use, an address or a file of keys or certificates that does not work.
         ResourceError: the model and its conversations do not fit into memory.
     """
@@ -115,15 +125,19 @@ def serve(
     loopback = _is_loopback(host)
     made = None if keys or loopback else secrets.token_urlsafe(24)
     keys = (made,) if made else keys
+    places = [docs] if isinstance(docs, str | Path) else docs
+    taught = [material] if isinstance(material, str | Path) else material
     options = given(drop=drop, layers=layers, repeat=repeat, expand=expand, plan=plan, identity_init=identity_init)
     if engine == "vllm":
-        refuse("vLLM", quantize=quantize, draft=draft, plan=options)
+        refuse("vLLM", quantize=quantize, draft=draft, plan=options, docs=list(places), material=list(taught))
         _vllm(vllm_command(model, host=host, port=port, keys=keys, context=context, parallel=parallel), execute=execute)
         return
     if engine not in {"auto", "llamacpp"}:
         raise OptionError(f"{engine!r} does not serve", where="--engine", next="use auto, llamacpp or vllm")
     tls = _tls(tls_cert, tls_key)
     path = resolve(model)
+    library = open_library(path, places) if places else None
+    lessons = open_library(path, taught, option="--material") if taught else None
     guess = prepare_draft(path, plan=options, draft=draft)
     gguf, tokens = prepare_gguf(path, plan=options, quantize=quantize, context=context, parallel=parallel, draft=guess)
     if draft == AUTO:
@@ -133,7 +147,8 @@ def serve(
     name = path.stem if path.is_file() else path.resolve().name
     limits = Limits(max_new_tokens, parse_bytes(max_body), max_seconds)
     start = partial(start_server, gguf, context=tokens, name=name, parallel=parallel, public=True, draft=guess)
-    front = Front(start, limits, keys, loopback)
+    apps = Apps(House(max_new_tokens, parallel, library, lessons))
+    front = Front(start, limits, keys, loopback, apps, Pages())
     address = Address("", name, tokens, parallel, made)
     asyncio.run(_run(front, host, port, tls, address, on_ready))
 
@@ -172,6 +187,11 @@ async def _run(
         stopping.cancel()
         if not loading.done():
             await asyncio.wait({loading})
+        await asyncio.to_thread(front.apps.close)
+        for _ in range(_POLLS_TO_TELL):
+            if not front.running:
+                break
+            await asyncio.sleep(0.05)
         if front.engine is not None:
             front.engine.close()
 

@@ -23,17 +23,18 @@ from urllib.parse import urlsplit
 from deepen.engine.llamacpp import Server
 from deepen.engine.tools import as_calls, as_schema, call_events, must_call
 from deepen.errors import DeepenError, printable
+from deepen.serve.apps import Apps
+from deepen.serve.pages import Pages
 from deepen.serve.upstream import Upstream, open_upstream
+from deepen.serve.wire import Refused, Reply, finish, json_object, read_body, read_head
+from deepen.serve.work import APPS
 
-_HEAD_BYTES = 32 << 10
 _HEAD_SECONDS = 30.0
-_PIECE = 64 << 10
 _POLLS = 30
-_LINGER_SECONDS = 2.0
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _COMPLETIONS = {"/v1/chat/completions", "/v1/completions", "/chat/completions", "/completions", "/completion", "/v1/responses"}
-_POSTS = _COMPLETIONS | {"/v1/embeddings", "/embeddings", "/tokenize", "/detokenize", "/apply-template"}
-_GETS = {"/v1/models", "/models", "/props"}
+_POSTS = _COMPLETIONS | {"/v1/embeddings", "/embeddings", "/tokenize", "/detokenize", "/apply-template"} | set(APPS)
+_GETS = {"/v1/models", "/models", "/props", "/v1/apps"}
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 Convert = Callable[[bytes], tuple[str, bytes]]
 _KEPT = {"content-type", "content-length", "transfer-encoding", "content-encoding", "cache-control", "etag"}
@@ -63,12 +64,16 @@ class Front:
         limits: what a request may take.
         keys: any of them opens the door; with none it is open.
         loopback: it listens on the loopback interface only.
+        apps: the applications.
+        pages: their pages in the browser.
     """
 
     start: Callable[[], Server]
     limits: Limits
     keys: tuple[str, ...]
     loopback: bool
+    apps: Apps
+    pages: Pages
     engine: Server | None = None
     failure: DeepenError | None = None
     restarts: int = 0
@@ -105,13 +110,16 @@ class Front:
             except DeepenError as again:
                 self.failure = again
 
+    def _revive_soon(self, dead: Server) -> None:
+        asyncio.get_running_loop().create_task(self.revive(dead)).add_done_callback(_report)
+
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the one request of a connection, which is running once its head is there: browsers connect ahead of need."""
-        reply = _Reply(writer)
+        reply = Reply(writer)
         path, running = "?", 0
         try:
             async with asyncio.timeout(_HEAD_SECONDS):
-                method, target, headers = await _head(reader)
+                method, target, headers = await read_head(reader)
             path, running = urlsplit(target).path, 1
             self.running += running
             reply.origin = self._check_origin(headers)
@@ -123,45 +131,60 @@ class Front:
                 reply.error(HTTPStatus.GATEWAY_TIMEOUT, message, "timeout")
             else:
                 reply.error(HTTPStatus.REQUEST_TIMEOUT, f"no request came within {_HEAD_SECONDS:g} seconds", "timeout")
-        except _Refused as refused:
+        except Refused as refused:
             reply.error(refused.status, str(refused), refused.kind)
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             reply.status = 499  # the client left
+        except asyncio.CancelledError:  # the time to finish is over
+            reply.error(HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", "unavailable_error")
         finally:
             self.running -= running
             known = path in _POSTS | _GETS | {"/health", "/metrics", "/"}
             self.answered[path if known else "other", reply.status] += 1
-            await _finish(reader, writer, linger=400 <= reply.status < 499)
+            await finish(reader, writer, linger=400 <= reply.status < 499)
 
     def _check_origin(self, headers: Mapping[str, str]) -> str | None:
         """The origin that may read the answer. Pages of other sites, and names that point here, are turned away."""
         origin = headers.get("origin")
         own = headers.get("host", "")
         if origin and urlsplit(origin).hostname not in _LOOPBACK and (not own or urlsplit(origin).netloc != own):
-            raise _Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+            raise Refused(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
         if self.loopback and urlsplit(f"//{own}").hostname not in _LOOPBACK:
-            raise _Refused(HTTPStatus.FORBIDDEN, "this server is for this machine alone")
+            raise Refused(HTTPStatus.FORBIDDEN, "this server is for this machine alone")
         return origin
 
     async def _answer(
-        self, method: str, target: str, headers: Mapping[str, str], reader: asyncio.StreamReader, reply: _Reply
+        self, method: str, target: str, headers: Mapping[str, str], reader: asyncio.StreamReader, reply: Reply
     ) -> None:
         path = urlsplit(target).path
         if method == "OPTIONS":
             return reply.json(HTTPStatus.NO_CONTENT, None)
         if path in {"/health", "/v1/health"} and method == "GET":
             return self._health(reply)
+        if method == "GET" and (page := self.pages.find(path)) is not None:
+            return reply.body(*page)
+        if path.startswith("/apps/"):
+            raise Refused(HTTPStatus.NOT_FOUND, f"there is no {method} {path} here", "not_found_error")
         static = method == "GET" and path not in _GETS | {"/metrics"} and not path.startswith("/v1/")
         if not static:
             self._check_key(headers)
         if path == "/metrics":
-            return reply.text(await self._metrics())
+            return reply.body("text/plain; version=0.0.4", (await self._metrics()).encode())
         if not static and path not in (_POSTS if method == "POST" else _GETS if method == "GET" else ()):
             known = path in _POSTS | _GETS
             status = HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND
-            raise _Refused(status, f"there is no {method} {path} here", "not_found_error")
+            raise Refused(status, f"there is no {method} {path} here", "not_found_error")
         body, convert = await self._body(path, headers, reader) if method == "POST" else (b"", None)
         engine = self._engine()
+        if path == "/v1/apps":
+            return reply.json(HTTPStatus.OK, self.apps.describe() | {"max_body_bytes": self.limits.body_bytes})
+        if path in APPS:
+            try:
+                return await self.apps.answer(path, body, engine, reader, reply)
+            except Refused as refused:
+                if refused.status == HTTPStatus.BAD_GATEWAY:
+                    self._revive_soon(engine)
+                raise
         # the engine itself says which of its files anyone may see
         request = _request(method, target, headers, body, engine, key=None if static else engine.key)
         return await self._relay(engine, request, reader, reply, convert)
@@ -170,38 +193,27 @@ class Front:
         if self.engine is not None:
             return self.engine
         if self.failure is not None:
-            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"the engine died: {self.failure.what}", "server_error")
-        raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded", "unavailable_error")
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, f"the engine died: {self.failure.what}", "server_error")
+        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded", "unavailable_error")
 
     def _check_key(self, headers: Mapping[str, str]) -> None:
         given = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "")
         if self.keys and not any(hmac.compare_digest(given.encode(), key.encode()) for key in self.keys):
-            raise _Refused(HTTPStatus.UNAUTHORIZED, "a key is needed: Authorization: Bearer …", "authentication_error")
+            raise Refused(HTTPStatus.UNAUTHORIZED, "a key is needed: Authorization: Bearer …", "authentication_error")
 
     async def _body(self, path: str, headers: Mapping[str, str], reader: asyncio.StreamReader) -> tuple[bytes, Convert | None]:
         """What the engine is asked, and how its answer is changed, if it is."""
-        length = headers.get("content-length", "")
-        if not length.isdecimal():
-            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
-        if int(length) > self.limits.body_bytes:
-            largest = self.limits.body_bytes
-            raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the request has {length} bytes; at most {largest} are taken")
-        body = await reader.readexactly(int(length))
+        body = await read_body(headers, reader, self.limits.body_bytes)
         if path not in _COMPLETIONS:
             return body, None
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not valid JSON") from None
-        if not isinstance(content, dict):
-            raise _Refused(HTTPStatus.BAD_REQUEST, "the request is not a JSON object")
+        content = json_object(body)
         content |= self._length(content)
         if not (path.endswith("/chat/completions") and must_call(content)):
             return json.dumps(content).encode(), None
         try:
             return json.dumps(as_schema(content)).encode(), partial(_calls, content)
         except ValueError as error:
-            raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
+            raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
 
     def _length(self, content: Mapping[str, Any]) -> dict[str, int]:
         """How long an answer may be: as asked for, but never without an end and never above the limit."""
@@ -211,7 +223,7 @@ class Front:
             for name, value in asked.items()
         }
 
-    def _health(self, reply: _Reply) -> None:
+    def _health(self, reply: Reply) -> None:
         if self.engine is not None:
             return reply.json(HTTPStatus.OK, {"status": "ok"})
         state = "the engine died" if self.failure else "loading model"
@@ -239,14 +251,14 @@ class Front:
             return text
 
     async def _relay(
-        self, engine: Server, request: bytes, client: asyncio.StreamReader, reply: _Reply, convert: Convert | None
+        self, engine: Server, request: bytes, client: asyncio.StreamReader, reply: Reply, convert: Convert | None
     ) -> None:
         """Pass a request on and its answer back; the client's leaving ends both."""
         try:
             upstream = await open_upstream(engine)
         except ConnectionError:
-            asyncio.get_running_loop().create_task(self.revive(engine)).add_done_callback(_report)
-            raise _Refused(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error") from None
+            self._revive_soon(engine)
+            raise Refused(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error") from None
         leaving = asyncio.ensure_future(client.read(1))
         passing = asyncio.ensure_future(_pass_on(upstream, request, reply, convert))
         try:
@@ -254,7 +266,7 @@ class Front:
             if not passing.done():
                 raise ConnectionResetError
             if not passing.result():
-                asyncio.get_running_loop().create_task(self.revive(engine)).add_done_callback(_report)
+                self._revive_soon(engine)
                 reply.error(HTTPStatus.BAD_GATEWAY, "the engine died; it is started again", "server_error")
         finally:
             for task in (leaving, passing):
@@ -274,64 +286,6 @@ def _calls(asked: Mapping[str, Any], body: bytes) -> tuple[str, bytes]:
     return "text/event-stream", "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode() + b"data: [DONE]\n\n"
 
 
-class _Refused(Exception):
-    def __init__(self, status: HTTPStatus, message: str, kind: str = "invalid_request_error") -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
-
-
-class _Reply:
-    """The answer of a connection: its head is sent once; after that an error can only be told inside a stream."""
-
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self.writer = writer
-        self.origin: str | None = None
-        self.status = 0
-        self.chunked = False
-
-    def head(self, status: int, headers: Mapping[str, str]) -> None:
-        self.status, self.chunked = status, headers.get("transfer-encoding") == "chunked"
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Connection: close", "X-Content-Type-Options: nosniff"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if self.origin:
-            allowed = {"Origin": self.origin, "Headers": "authorization, content-type, x-api-key", "Methods": "GET, POST"}
-            lines += [f"Access-Control-Allow-{name}: {value}" for name, value in allowed.items()] + ["Vary: Origin"]
-        self.writer.write("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
-
-    def json(self, status: HTTPStatus, content: object) -> None:
-        body = b"" if content is None else json.dumps(content).encode()
-        self.head(status, {"Content-Type": "application/json", "Content-Length": str(len(body))})
-        self.writer.write(body)
-
-    def text(self, text: str) -> None:
-        body = text.encode()
-        self.head(HTTPStatus.OK, {"Content-Type": "text/plain; version=0.0.4", "Content-Length": str(len(body))})
-        self.writer.write(body)
-
-    def error(self, status: HTTPStatus, message: str, kind: str) -> None:
-        content = {"error": {"message": message, "type": kind, "code": int(status)}}
-        if not self.status:
-            self.json(status, content)
-        elif self.chunked:
-            event = f"data: {json.dumps(content)}\n\n".encode()
-            self.writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n0\r\n\r\n")
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
-    """Method, target and headers (names in lower case) of a request."""
-    try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    except asyncio.LimitOverrunError:
-        raise _Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the head of the request is too long") from None
-    first, *lines = head.split("\r\n")
-    words = first.split(" ")
-    sound = len(words) == 3 and words[1].startswith("/") and words[1].isascii() and words[1].isprintable()
-    if not sound or not words[2].startswith("HTTP/1."):
-        raise _Refused(HTTPStatus.BAD_REQUEST, "not an HTTP request")
-    pairs = (line.partition(":") for line in lines if line)
-    return words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in pairs}
-
-
 def _request(method: str, target: str, headers: Mapping[str, str], body: bytes, engine: Server, *, key: str | None) -> bytes:
     """A request for the engine, of nothing but what was checked."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {engine.address.netloc}", "Connection: close"]
@@ -341,7 +295,7 @@ def _request(method: str, target: str, headers: Mapping[str, str], body: bytes, 
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + body
 
 
-async def _pass_on(upstream: Upstream, request: bytes, reply: _Reply, convert: Convert | None) -> bool:
+async def _pass_on(upstream: Upstream, request: bytes, reply: Reply, convert: Convert | None) -> bool:
     """Send a request and stream its answer to the client, or convert it as a whole. False if the engine broke off."""
     try:
         status, headers = await upstream.ask(request)
@@ -357,20 +311,6 @@ async def _pass_on(upstream: Upstream, request: bytes, reply: _Reply, convert: C
         return True
     reply.head(status, {name: value for name, value in headers.items() if name in _KEPT})
     return await upstream.pass_to(reply.writer, headers)
-
-
-async def _finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, linger: bool) -> None:
-    """Close a connection. A client that was refused may still be sending; if it were cut off, it could miss the reason."""
-    with suppress(ConnectionError, ssl.SSLError, TimeoutError):
-        async with asyncio.timeout(_HEAD_SECONDS):
-            await writer.drain()
-        if linger:
-            if writer.can_write_eof():
-                writer.write_eof()
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while await reader.read(_PIECE):
-                    pass
-    writer.close()
 
 
 def _report(task: asyncio.Task[None]) -> None:

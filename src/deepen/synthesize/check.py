@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from deepen.data.contamination import BenchmarkIndex, without_matches
+from deepen.data.values import final_answer, is_understood, read_value, same_value
 from deepen.errors import DataError
 from deepen.synthesize import judge
 from deepen.synthesize.gather import Made, Missing, Task
 from deepen.synthesize.kinds import Refused
 from deepen.synthesize.seeds import Seed
 from deepen.synthesize.similar import Similar
-from deepen.synthesize.values import final_answer, is_understood, read_value, same_value
 
 WRONG, UNSAID, DOUBLE, BENCHMARK, UNANSWERED = (
     "wrong value", "no final value", "repeats another", "repeats a benchmark", "no usable answer of the endpoint",

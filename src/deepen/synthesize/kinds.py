@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
-from deepen.synthesize.algebra import NUMBER
+from deepen.data.algebra import NUMBER
+from deepen.data.values import Value, read_value, same_value
 from deepen.synthesize.answer import Answer
 from deepen.synthesize.seeds import Seed
 from deepen.synthesize.similar import are_similar
-from deepen.synthesize.values import Value, read_value, same_value
 
 _SOLVE = (
     "Solve this problem. Explain each step in a sentence. End with a line of its own that says "

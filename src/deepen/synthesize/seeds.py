@@ -10,8 +10,8 @@ from typing import Any
 
 from deepen.data.chat import read_text
 from deepen.data.rows import Layouts, read_rows
+from deepen.data.values import Value, final_answer, is_understood, read_value
 from deepen.errors import DataError
-from deepen.synthesize.values import Value, final_answer, is_understood, read_value
 
 _ANSWERS = ("final", "final_answer", "expected_answer", "answer")
 _SOLUTIONS = ("solution", "response", "output", "answer")

@@ -2,7 +2,7 @@
 
 from deepen.apps.documents.find import STDIN, Found, Source, find_documents
 from deepen.apps.documents.neutral import neutral
-from deepen.apps.documents.passages import Document, Passage, make_document, passages
+from deepen.apps.documents.passages import Document, Passage, make_document, passages, with_chapters
 from deepen.apps.documents.read import Reader, Unreadable, source_bytes
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "neutral",
     "passages",
     "source_bytes",
+    "with_chapters",
 ]

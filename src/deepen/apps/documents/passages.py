@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 WORDS = 250
@@ -20,6 +20,11 @@ _HEADING = re.compile(r"[ ]{0,3}(#{1,6})[ \t]+(\S.{0,400}?)[ \t]*#*[ \t]*$")
 _UNDERLINE = re.compile(r"[ ]{0,3}(=+|--+)[ \t]*$")
 _MARKUP = re.compile(r"<[^<>]{0,300}>|\]\([^()\s]{0,500}\)|[*_`\[\]{}]|\{\{?[%<][^{}]{0,300}[%>]\}\}?")
 _WORD = re.compile(r"\S+")
+_CHAPTER = re.compile(
+    r"^[ \t]*((?:(?:volume|book|part)|(chapter|letter|act|scene))[ \t]+"
+    r"(?:[ivxlcdm]+(?![a-z])|\d{1,3}(?!\w)|(?:the[ \t]+)?[a-z]{3,12}(?=[ \t.:]*\r?$))[^\n]{0,60})$",
+    re.I | re.M,
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,23 @@ def make_document(name: str, text: str, *, markdown: bool, title: str = "") -> D
         text=text,
         sections=sections,
     )
+
+
+def with_chapters(document: Document) -> Document:
+    """A book that has no headings, with those that its lines of the form `CHAPTER I` are; any other document as it is."""
+    text = document.text
+    found = [each for each in _CHAPTER.finditer(text) if each[1][0].isupper()]
+    if len(found) < 2 or any(section.headings for section in document.sections):
+        return document
+    sections, begun, book, chapter = [], 0, "", ""
+    for each in (*found, None):
+        end = each.start() if each else len(text)
+        if text[begun:end].strip():
+            sections.append(Section(tuple(filter(None, (book, chapter))), begun, end))
+        if each:
+            heading, begun = " ".join(each[1].split()), end
+            book, chapter = (book, heading) if each[2] else (heading, "")
+    return replace(document, sections=tuple(sections))
 
 
 def passages(document: Document, words: int = WORDS) -> list[Passage]:

@@ -7,7 +7,9 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,17 +60,22 @@ class Reader:
         if source.kind == "pdf":
             if b"%PDF-" not in data[:1024]:
                 raise Unreadable("not a PDF")
-            parsed = self._parse(source)
+            parsed = self._parse(source, data)
             return make_document(source.name, parsed["text"], markdown=False, title=parsed["title"])
         text = decode(data)
         if source.kind == "html":
-            parsed = self._parse(source)
+            parsed = self._parse(source, data)
             return make_document(source.name, parsed["text"], markdown=True, title=parsed["title"])
         if source.kind == "notebook":
             return make_document(source.name, notebook_text(text), markdown=True)
         return make_document(source.name, text, markdown=source.kind == "markdown")
 
-    def _parse(self, source: Source) -> dict[str, Any]:
+    def _parse(self, source: Source, data: bytes) -> dict[str, Any]:
+        if source.data is not None:  # the child reads files
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(data)
+                file.flush()
+                return self._parse(replace(source, path=Path(file.name), data=None), data)
         child = self._running()
         assert child.stdin is not None
         request = json.dumps({"path": str(source.path.absolute()), "kind": source.kind, "largest": LARGEST})

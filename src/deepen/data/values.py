@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-from deepen.synthesize.algebra import NUMBER, Form, Unreadable, rational, read_form, scaled
+from deepen.data.algebra import NUMBER, Form, Unreadable, rational, read_form, scaled
 
 _LONGEST, _MOST_NESTED = 400, 60
 _MARKERS = re.compile(

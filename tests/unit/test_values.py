@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepen.data.algebra import Unreadable, read_form
+from deepen.data.values import final_answer, is_understood, read_value, same_value
 from deepen.synthesize import judge
-from deepen.synthesize.algebra import Unreadable, read_form
-from deepen.synthesize.values import final_answer, is_understood, read_value, same_value
 
 EQUAL = [
     ("42", "42.0"), ("$1,234", "1234"), ("1/2", "0.5"), (r"\frac12", "0.5"), (r"\dfrac{1}{2}", r"\frac 1 2"), ("½", "0.5"),
