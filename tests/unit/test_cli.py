@@ -33,6 +33,7 @@ VERBS = {
     "batch": (batch.batch, "deepen.batch", "batch"),
     "chat": (chat.chat, "deepen.chat", "chat"),
     "export": (use.export, "deepen.export", "export"),
+    "summarize": (apps.summarize, "deepen.apps.summarize", "summarize"),
     "support": (apps.support, "deepen.apps.support", "support"),
     "write": (apps.write, "deepen.apps.write", "write"),
     "run": (recipes.run, "deepen.pipeline", "run"),
@@ -122,7 +123,8 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
     takes = arguments(function)
     plan_options = {"drop", "layers", "repeat", "expand", "plan", "identity_init"} if verb == "plan" else set()
     for option, parameter in inspect.signature(command).parameters.items():
-        if option in {"json", "context", "file", "show_prompt", "explain"} or (
+        # summaries of each file are a function of their own, `summarize_each`
+        if option in {"json", "context", "file", "show_prompt", "explain", "each"} or (
             verb == "plan" and option in {"output", "overwrite"}
         ):
             continue
