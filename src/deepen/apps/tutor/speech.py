@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deepen.apps.documents import neutral
@@ -183,9 +183,11 @@ def _proposal(text: str, level: Level) -> Exercise | None:
         step="Say in your own words what is asked for, and rule out what it cannot be.",
         worked=f"The answer that the model gave with the exercise: {answer}.",
     )  # fmt: skip
-    return (
-        None if gives_away(question, Exercise(**{**vars(exercise), "question": ""})) and not answer[0].isdigit() else exercise
-    )
+    if open_ended:  # a sentence as an answer may share some words with its question
+        given = 2 * len(set(words) & set(plain_words(question))) > len(words)
+    else:
+        given = not answer[0].isdigit() and gives_away(question, replace(exercise, question=""))
+    return None if given else exercise
 
 
 def _count(words: int) -> str:
