@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from deepen.apps.grounded import sentences
 from deepen.apps.summary.claims import Known, unsupported_numbers
 from deepen.apps.writing.assemble import Assembly, shows_headings
-from deepen.apps.writing.facts import Fact, Facts, Number, Verdict
+from deepen.apps.writing.draft import TOLERANCE, Draft, is_better, put_first, quote
+from deepen.apps.writing.facts import Fact, Facts, Verdict
 from deepen.apps.writing.kinds import Assignment, Planned, most_sections, share
 from deepen.apps.writing.outline import Outline, fallback, parse, sound, sound_title
 from deepen.apps.writing.part import Checked, Part, read_part
@@ -24,7 +25,6 @@ from deepen.journal import Journal
 
 _ATTEMPTS = 6  # to get a section as long as it shall be
 _FULL = 0.93  # of its words: it is long enough
-_TOLERANCE = 0.15
 _FEWEST_WORDS = 15  # of a section, however little is left
 _FEWEST_OF_A_SENTENCE = 3  # words; less is a stammer, but in stories and in languages that are written without spaces
 _WARM = 0.7  # temperature of another attempt, after one that brought nothing
@@ -121,24 +121,8 @@ def compose(
             next="use a larger model, --temperature 0.7, or give it --facts",
         )
     return assembly.close(
-        parts, facts, author.brief, tokens=tokens, seconds=time.perf_counter() - start, engine=engine.name, tolerance=_TOLERANCE
+        parts, facts, author.brief, tokens=tokens, seconds=time.perf_counter() - start, engine=engine.name, tolerance=TOLERANCE
     )
-
-
-@dataclass
-class _Draft:
-    """A section while it is written."""
-
-    kept: list[Checked] = field(default_factory=list)
-    removed: list[Checked] = field(default_factory=list)
-    words: int = 0
-    tokens: int = 0
-    cut: bool = False
-
-    @property
-    def resting(self) -> set[Number]:
-        """The facts that it rests on."""
-        return {number for each in self.kept for number in each.verdict.facts}
 
 
 class _Author:
@@ -218,14 +202,14 @@ class _Author:
         if unused and not draft.resting:
             self._retell(outline, planned, said, passages, budget, draft, unused)
         if unused and not draft.resting:
-            _quote(draft, unused, budget)
+            quote(draft, unused, budget)
             origin = "facts"
         elif not draft.kept:
             origin = "nothing"
         elif revise:
             better = self._revise(common, outline, planned, said, passages, budget, draft)
             draft.tokens += better.tokens
-            if _is_better(better, draft, budget):
+            if is_better(better, draft, budget):
                 revised, better.tokens = True, draft.tokens
                 better.removed = draft.removed
                 draft = better
@@ -240,9 +224,9 @@ class _Author:
         passages: Sequence[int],
         budget: int,
         on_kept: Callable[[Sentence, Verdict], None] | None,
-    ) -> _Draft:
+    ) -> Draft:
         """Ask until a section is long enough, or the model has no more to say."""
-        draft = _Draft()
+        draft = Draft()
         sieve = self._sieve(asked, outline, planned, said)
         temperature, seed = self._temperature, self._seed
         for attempt in range(_ATTEMPTS):
@@ -272,17 +256,17 @@ class _Author:
         said: Sequence[str],
         passages: Sequence[int],
         budget: int,
-        draft: _Draft,
+        draft: Draft,
         unused: Sequence[Fact],
     ) -> None:
         """Ask again, with nothing but the facts that say most of a section."""
         asked = self._prompts.retell(planned, [fact.text for fact in unused[:_FACTS_TO_RETELL]], budget)
-        told = _Draft()
+        told = Draft()
         sieve = self._sieve(asked, outline, planned, said)
         self._collect(told, sieve, asked, passages, budget, budget, self._temperature, self._seed, None)
         draft.tokens += told.tokens
         draft.removed += told.removed
-        _put_first(draft, [each for each in told.kept if each.verdict.facts], budget)
+        put_first(draft, [each for each in told.kept if each.verdict.facts], budget)
 
     def _revise(
         self,
@@ -292,18 +276,18 @@ class _Author:
         said: Sequence[str],
         passages: Sequence[int],
         budget: int,
-        draft: _Draft,
-    ) -> _Draft:
+        draft: Draft,
+    ) -> Draft:
         text = joined([each.sentence for each in draft.kept])
         asked = self._prompts.revision(common, planned, text, budget)
-        better = _Draft()
+        better = Draft()
         sieve = self._sieve(asked, outline, planned, said)
         self._collect(better, sieve, asked, passages, 2 * budget, 2 * draft.words, self._temperature, self._seed, None)
         return better
 
     def _collect(
         self,
-        draft: _Draft,
+        draft: Draft,
         sieve: Sieve,
         asked: Asked,
         passages: Sequence[int],
@@ -400,45 +384,6 @@ class _Author:
             for last in chunks:
                 count = last.completion_tokens or count + 1
                 yield last.text, count
-
-
-def _quote(draft: _Draft, facts: Sequence[Fact], budget: int) -> None:
-    """Let facts speak for themselves in a section that rests on none: one at least, and half of it where there is more."""
-    quoted: list[Checked] = []
-    left = budget / 2 if draft.kept else budget
-    for fact in facts:
-        left -= count_words(fact.text)
-        if quoted and left < 0:
-            break
-        text = fact.text if is_whole(fact.text) else f"{fact.text}."
-        quoted.append(Checked(Sentence(" ", text), Verdict((fact.number,))))
-    _put_first(draft, quoted, budget)
-
-
-def _put_first(draft: _Draft, first: Sequence[Checked], budget: int) -> None:
-    """Begin a section with sentences; of the others the last ones go while that brings it nearer to its length."""
-    draft.kept = [*first, *draft.kept]
-    draft.words += sum(count_words(each.sentence.text) for each in first)
-    while len(draft.kept) > max(len(first), 1):
-        words = draft.words - count_words(draft.kept[-1].sentence.text)
-        if abs(words - budget) > abs(draft.words - budget):
-            break
-        draft.kept.pop()
-        draft.words = words
-
-
-def _is_better(better: _Draft, draft: _Draft, budget: int) -> bool:
-    """Whether a revision may take the place of the draft: whole, as long, and resting on as much and on nothing new."""
-    loose = {number for each in draft.kept for number in (*each.verdict.absent, *each.verdict.elsewhere)}
-    return (
-        bool(better.kept)
-        and not better.cut
-        and not better.removed
-        and abs(better.words - budget) <= max(_TOLERANCE * budget, abs(draft.words - budget))
-        and draft.resting <= better.resting
-        and loose >= {number for each in better.kept for number in (*each.verdict.absent, *each.verdict.elsewhere)}
-        and [each.sentence.text for each in better.kept] != [each.sentence.text for each in draft.kept]
-    )
 
 
 def _outline(kept: dict[str, Any]) -> Outline:
