@@ -34,6 +34,7 @@ def run(
     set: Set = [],  # noqa: A002, B006
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it all lies; runs/NAME unless given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make stages again whose options or input changed.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Go on with outputs edited by hand, on record.")] = False,
     json: options.Json = False,
 ) -> None:
     """Run the stages of a recipe; those that are done are skipped."""
@@ -44,14 +45,18 @@ def run(
         print(printable(f"[{number}/{total}] {stage['name']}{done}: {stage['command']}"), file=sys.stderr)
 
     report = run_recipe(
-        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, on_stage=None if dry_run else announce
-    )
+        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, adopt=adopt,
+        on_stage=None if dry_run else announce,
+    )  # fmt: skip
     if json:
         print_json(report)
     elif dry_run:
         print_table(
             [(stage["name"], stage["status"], stage["command"]) for stage in report["stages"]], ("stage", "", "command")
         )
+        for kind in ("problem", "warning"):
+            for text in report[f"{kind}s"]:
+                print_text(f"{kind}: {text}")
     else:
         _print_report(report)
 
@@ -102,6 +107,8 @@ def check(recipe: Recipe, set: Set = [], json: options.Json = False) -> None:  #
         print_json(found)
         return
     print_table([(stage["name"], stage["command"]) for stage in found["stages"]], ("stage", "command"))
+    for warning in found["warnings"]:
+        print_text(f"warning: {warning}")
     print_text(f"\n{found['recipe']}: {len(found['stages'])} stages, no problems")
 
 
