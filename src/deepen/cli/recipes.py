@@ -38,6 +38,7 @@ def run(
 ) -> None:
     """Run the stages of a recipe; those that are done are skipped."""
     from deepen.pipeline import run as run_recipe
+    from deepen.pipeline.together import is_first
 
     def announce(number: int, total: int, stage: dict[str, Any]) -> None:
         done = " (done already)" if stage["status"] == "done" else ""
@@ -46,6 +47,8 @@ def run(
     report = run_recipe(
         recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, on_stage=None if dry_run else announce
     )
+    if not is_first():
+        return
     if json:
         print_json(report)
     elif dry_run:

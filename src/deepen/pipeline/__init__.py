@@ -20,6 +20,7 @@ from deepen.pipeline.models import measure
 from deepen.pipeline.record import PICTURES, key_of, read_record, write_record
 from deepen.pipeline.shelf import find_recipe, recipes
 from deepen.pipeline.steps import Step, plan_steps, require_files, until_stage
+from deepen.pipeline.together import conducted, joined
 
 __all__ = ["check", "find_recipe", "recipes", "run"]
 
@@ -27,6 +28,7 @@ Announce = Callable[[int, int, dict[str, Any]], None]
 """`on_stage(number, total, stage)` is called before each stage; `stage["status"]` says whether it is done already."""
 
 
+@conducted
 def run(
     recipe: str | Path,
     *,
@@ -127,6 +129,7 @@ def _make(step: Step, key: str, overwrite: bool) -> dict[str, Any]:
     return write_record(step, key, result, time.monotonic() - start)
 
 
+@joined
 def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
     match step.stage.stage:
         case "scale":
