@@ -39,6 +39,7 @@ def run(
 ) -> None:
     """Run the stages of a recipe; those that are done are skipped."""
     from deepen.pipeline import run as run_recipe
+    from deepen.pipeline.together import is_first
 
     def announce(number: int, total: int, stage: dict[str, Any]) -> None:
         done = " (done already)" if stage["status"] == "done" else ""
@@ -48,6 +49,8 @@ def run(
         recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, adopt=adopt,
         on_stage=None if dry_run else announce,
     )  # fmt: skip
+    if not is_first():
+        return
     if json:
         print_json(report)
     elif dry_run:

@@ -24,6 +24,7 @@ from deepen.pipeline.problems import file_problems
 from deepen.pipeline.shelf import find_recipe, recipes
 from deepen.pipeline.sizes import needs, size_problems
 from deepen.pipeline.steps import Step, plan_steps, until_stage
+from deepen.pipeline.together import conducted
 from deepen.progress import say
 from deepen.recipe import Recipe, load_recipe, read_recipe, refuse
 
@@ -33,6 +34,7 @@ Announce = Callable[[int, int, dict[str, Any]], None]
 """`on_stage(number, total, stage)` is called before each stage; `stage["status"]` says whether it is done already."""
 
 
+@conducted
 def run(
     recipe: str | Path,
     *,

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from deepen.pipeline.steps import Step
+from deepen.pipeline.together import joined
 
 
+@joined
 def call(step: Step, *, resume: bool) -> dict[str, Any] | None:
     """Do what a stage says; returns what it found, where it makes no model."""
     match step.stage.stage:

@@ -21,11 +21,12 @@ from deepen.errors import OptionError
 from deepen.likelihood import Teacher
 from deepen.model import load
 from deepen.output import check_disk, check_target
+from deepen.plan.memory import Setup
 from deepen.train import learns, ranks
 from deepen.train.account import Account, Rows, perplexity_account
 from deepen.train.finish import finish
 from deepen.train.loop import AnyBatch, Learner, Run, train
-from deepen.train.memory import Setup, check_memory
+from deepen.train.memory import check_memory
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import (
     PRECISIONS,
