@@ -260,7 +260,8 @@ def test_the_command_line(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deepen", "run", "cheap.yaml", "--until", "evaluate"], capture_output=True, text=True, check=True
     )
-    header, scale, evaluate = done.stdout.splitlines()
+    header, scale, evaluate, *rest = done.stdout.splitlines()
+    assert "report: runs/cheap/report.html" in rest
     assert header.split() == ["stage", "layers", "parameters", "size", "perplexity", "time", "output"]
     assert scale.split()[:2] == ["scale", "4"]
     assert "±" in evaluate

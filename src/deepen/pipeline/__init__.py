@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from deepen.checkpoint.hub import is_hub_id
+from deepen.energy import carbon_grams
 from deepen.errors import DeepenError, OutputError
 from deepen.pipeline import record
+from deepen.pipeline.account import tell
 from deepen.pipeline.call import call
+from deepen.pipeline.cost import costs, machine_name
 from deepen.pipeline.hashes import PICTURES, Hashes
 from deepen.pipeline.licence import licence_warning
 from deepen.pipeline.lock import only_run
 from deepen.pipeline.models import measure
 from deepen.pipeline.problems import file_problems
+from deepen.pipeline.report import GRID_FACTOR, write_report
 from deepen.pipeline.shelf import find_recipe, recipes
 from deepen.pipeline.sizes import needs, size_problems
 from deepen.pipeline.steps import Step, plan_steps, until_stage
@@ -44,6 +48,7 @@ def run(
     out: str | Path | None = None,
     overwrite: bool = False,
     adopt: bool = False,
+    grid_factor: float = GRID_FACTOR,
     on_stage: Announce | None = None,
 ) -> dict[str, Any]:
     """Run the stages of a recipe in order; those that are done already are skipped.
@@ -57,11 +62,13 @@ def run(
         overwrite: make a stage again whose options or input have changed since it was done, or whose output was edited;
             otherwise that is refused.
         adopt: go on with outputs that were edited since they were made, and say so in their records.
+        grid_factor: grams of CO2 per kWh, for the report.
         on_stage: called before each stage.
 
     Returns:
         `recipe`, `folder`, `stages` (each with `name`, `stage`, `command`, `status`, `output`, `seconds`, `result` and the
-        `model` it made or judged: `layers`, `parameters`, `bytes`), and `pictures`.
+        `model` it made or judged: `layers`, `parameters`, `bytes`), `pictures`, `reports` (`report.html` and `report.md`) and
+        `warnings`; of a dry run also `problems`, `machine`, and for each stage its `cost` there.
 
     Raises:
         RecipeError: the recipe has problems, or names files that are missing.
@@ -72,6 +79,7 @@ def run(
     if dry_run:
         words = load_recipe(find_recipe(recipe), set=set)
         return _dry_run(words, until_stage(plan_steps(words, out), until))
+    carbon_grams(None, grid_factor)
     words, steps, warnings = _sound(recipe, set, out, until)
     folder = steps[0].out.parent
     for warning in warnings:
@@ -97,8 +105,17 @@ def run(
                 hashes.keep()
         finally:
             hashes.keep()
+        told = tell(steps, [stage["model"] for stage in stages])
+        reports = write_report(words, told, folder, recipe=find_recipe(recipe), overrides=set, grid_factor=grid_factor)
     pictures = [str(file) for step in steps if step.out.is_dir() for file in sorted(step.out.glob(f"*{PICTURES}"))]
-    return {"recipe": words.name, "folder": str(folder), "stages": stages, "pictures": pictures, "warnings": warnings}
+    return {
+        "recipe": words.name,
+        "folder": str(folder),
+        "stages": stages,
+        "pictures": pictures,
+        "reports": reports,
+        "warnings": warnings,
+    }
 
 
 def check(recipe: str | Path, *, set: Sequence[str] = ()) -> dict[str, Any]:  # noqa: A002
@@ -164,11 +181,19 @@ def _dry_run(words: Recipe, steps: Sequence[Step]) -> dict[str, Any]:
         stages.append(stage)
     problems = list(file_problems(words, steps))
     fitting, warnings = _sizes(words, steps)
+    try:
+        found = costs(words, needs(words, steps))
+    except DeepenError:  # the base is not known, which the warnings say
+        found = {}
+    for stage in stages:
+        stage["cost"] = found.get(stage["name"])
     return {
         "recipe": words.name,
         "folder": str(steps[0].out.parent),
         "stages": stages,
         "pictures": [],
+        "reports": [],
+        "machine": machine_name(),
         "problems": [*problems, *fitting],
         "warnings": warnings,
     }

@@ -109,7 +109,7 @@ def _made(base: str, step: Step, size: Size) -> Size | None:
         layers = size.layers
         if chosen:
             layers = tuple(size.layers[layer] for layer in parse_plan(len(size.layers), **chosen).layers)
-        made = _size(describe(base, layers=_slices(layers)))
+        made = _size(describe(base, layers=slices(layers)))
     except DeepenError:
         return None  # told elsewhere, or a plan that is still to be found
     per_parameter = size.nbytes / size.parameters
@@ -205,7 +205,7 @@ def _size(described: Mapping[str, Any]) -> Size:
     )
 
 
-def _slices(layers: Sequence[int]) -> str:
+def slices(layers: Sequence[int]) -> str:
     """Layers as slices, such as `0:24,8:32`."""
     starts = [0, *(place for place, (one, other) in enumerate(pairwise(layers), start=1) if other != one + 1), len(layers)]
     return ",".join(f"{layers[first]}:{layers[end - 1] + 1}" for first, end in pairwise(starts))
