@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import deepen
 from deepen.errors import OutputError, RecipeError, StorageError
 from deepen.pipeline import check, run
 from deepen.pipeline.hashes import HASHES_FILE, Hashes
@@ -261,3 +262,17 @@ def test_a_full_disk_leaves_nothing_half_made_and_the_run_goes_on_later(place: P
     for stage in ("pretrain", "mixed"):
         weights = [Path(each["folder"]) / stage / "model.safetensors" for each in (report, straight)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_stage_is_made_again_from_its_manifest_to_the_same_bytes(place: Path) -> None:
+    run("safe.yaml")
+    (place / "again").mkdir()
+    for name in ("scale", "pretrain", "mixed"):
+        manifest = json.loads((place / "runs/safe" / name / "deepen.json").read_text())
+        source, again = manifest["source"], place / "again" / name
+        if manifest["verb"] == "merge":
+            deepen.merge(again, [model["model"] for model in source["models"]], **manifest["options"])
+        else:
+            getattr(deepen, manifest["verb"])(source["model"], again, **manifest["options"])
+        for file in ("model.safetensors", "config.json", "tokenizer.json"):
+            assert (again / file).read_bytes() == (place / "runs/safe" / name / file).read_bytes(), (name, file)
