@@ -29,7 +29,7 @@ GRID_FACTOR = 480.0
 """Grams of CO2 per kWh where nothing else is said: the world's average of 2023 (Ember, Global Electricity Review 2024)."""
 
 _TRAINING = {"pretrain": "Healing", "instruct": "Instruction tuning", "align": "Alignment"}
-_CURVES = {"pretrain": {"validation perplexity": "validation_perplexity"}, "instruct": {}, "align": {}}
+_SIGNED = ("bias_score", "diff")  # metrics that may be below zero
 _LOSSES = {"loss, learned": "loss", "loss, held out": "validation_loss"}
 _ACCURACIES = {"reward accuracy, learned": "reward_accuracy", "reward accuracy, held out": "validation_reward_accuracy"}
 
@@ -228,6 +228,7 @@ def _evaluation(each: Told, names: Mapping[str, str]) -> Iterator[Block]:
 
 def _scales(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[float, str, list[str]]]:
     """Tasks that one axis can show: shares in per cent, and others one by one; what has negative ends stays in the table."""
+    tasks = {name: task for name, task in tasks.items() if not any(word in task["metric"] for word in _SIGNED)}
     shares = [name for name, task in tasks.items() if _is_share(task)]
     if shares:
         yield 100.0, " %", shares
