@@ -54,12 +54,12 @@ def variants(layers: int, drop: int, found: Mapping[str, Any]) -> dict[str, tupl
 
 
 def search(options: argparse.Namespace, added: int) -> dict[str, Any]:
-    """The best plan of as many layers that one contiguous search finds on the training text; kept in the work folder."""
+    """The best block to repeat, of as many layers, on the training text before any training; kept in the work folder."""
     file = options.work / "searched.json"
     if not file.exists():
         result = deepen.explore(
-            options.base, data=options.train, out=options.work / "search", add=added, tokens=options.search_tokens,
-            window=min(256, options.sequence_length), device=options.device, overwrite=True,
+            options.base, data=options.train, out=options.work / "search", add=added, kinds=("repeat", "drop"),
+            tokens=options.search_tokens, window=min(256, options.sequence_length), device=options.device, overwrite=True,
         )  # fmt: skip
         best = next(plan for plan in result.plans if plan.candidate.added == added)
         write_file(file, json.dumps({"layers": best.candidate.slices, "difference": best.difference.value}))

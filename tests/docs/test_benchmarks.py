@@ -157,7 +157,7 @@ def test_the_smallest_evidence_is_gathered_and_told(tmp_path):
     text, other = write_text(tmp_path / "train.txt", 1500), write_text(tmp_path / "valid.txt", 400, seed=1)
     data = write_benchmarks(tmp_path / "eval", ["anatomy"])
     words = ["--train", text, "--validation", other, "--eval", data, "--tasks", "arc_challenge", "winogrande", "--limit", 2]
-    words += ["--tokens", 192, "--seeds", 2, "--drop", 2, "--search-tokens", 256, "--sequence-length", 32, "--batch-tokens", 64]
+    words += ["--tokens", 192, "--seeds", 2, "--drop", 2, "--search-tokens", 512, "--sequence-length", 32, "--batch-tokens", 64]
     words += ["--validation-tokens", 128, "--work", tmp_path / "work", "--page", tmp_path / "results.md"]
     result = benchmark("evidence.py", model, *words, results=tmp_path / "results", page=tmp_path / "results.md")
     flops, runs = result["flops_per_token"], result["runs"]
