@@ -175,8 +175,8 @@ def test_models_of_a_merge_that_are_nowhere_are_found_before_the_first_stage(pla
     (place / "branches.yaml").write_text(BRANCHES.replace("[left, right]", "[deeper, left, base.gguf]"))
     with pytest.raises(RecipeError) as caught:
         check("branches.yaml", set=["merge.weights=[1,1,1]"])
-    assert "stage 'merge': models: there is no stage above, folder or Hub id deeper" in str(caught.value)
-    assert "models: base.gguf is a GGUF file" in str(caught.value)
+    assert "stages.2.models.0: a circle: 'merge' is made from 'deeper' from 'merge'" in str(caught.value)
+    assert "stages.2.models.2: base.gguf is a GGUF file" in str(caught.value)
 
 
 def test_stages_are_announced_in_order(place: Path) -> None:
@@ -190,8 +190,8 @@ def test_problems_are_found_before_the_first_stage(place: Path) -> None:
     for verb in (check, run):
         with pytest.raises(RecipeError) as caught:
             verb("bad.yaml")
-        assert "stage 'evaluate': data: there is no lost.txt" in str(caught.value)
-        assert "stage 'deepest': --drop 5" in str(caught.value)  # of the four layers that the stage before would make
+        assert "stages.1.data: there is no lost.txt" in str(caught.value)
+        assert "stages.2: --drop 5" in str(caught.value)  # of the four layers that the stage before would make
     assert not (place / "runs").exists()
 
 
@@ -260,7 +260,8 @@ def test_the_command_line(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deepen", "run", "cheap.yaml", "--until", "evaluate"], capture_output=True, text=True, check=True
     )
-    header, scale, evaluate = done.stdout.splitlines()
+    header, scale, evaluate, *rest = done.stdout.splitlines()
+    assert "report: runs/cheap/report.html" in rest
     assert header.split() == ["stage", "layers", "parameters", "size", "perplexity", "time", "output"]
     assert scale.split()[:2] == ["scale", "4"]
     assert "±" in evaluate
@@ -330,7 +331,7 @@ def test_an_instruct_stage(place: Path) -> None:
     (place / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
     assert statuses(run("tuned.yaml", dry_run=True))[1] == "changed"
     (place / "mine.jinja").unlink()
-    with pytest.raises(RecipeError, match=r"stage 'instruct': template: there is no mine\.jinja"):
+    with pytest.raises(RecipeError, match=r"stages\.1\.template: there is no mine\.jinja"):
         run("tuned.yaml")
 
 

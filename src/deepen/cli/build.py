@@ -216,7 +216,7 @@ def verify(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Prove that every tensor is byte-equal to the one it was copied from; exit code 1 if one is not."""
+    """Prove that every tensor is as the manifest says, and so back to the base; exit code 1 if one is not."""
     from deepen.verify import verify as check
 
     found = check(out, source)
@@ -230,6 +230,9 @@ def verify(
                 print_text(f"{kind}: {name}")
             if len(names) > _NAMES_SHOWN:
                 print_text(f"{kind}: … and {len(names) - _NAMES_SHOWN} more")
+        for link in found.chain:
+            names = f": {', '.join(link.different[:_NAMES_SHOWN])}" if link.different else ""
+            print_text(f"made from {link.model}{f' ({link.verb})' if link.verb else ''}: {link.status}{names}")
     if not found.ok:
         raise typer.Exit(1)
 

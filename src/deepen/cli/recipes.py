@@ -12,7 +12,7 @@ import typer
 from deepen.cli import options
 from deepen.cli.printing import print_json, print_table, print_text
 from deepen.errors import printable
-from deepen.units import format_bytes, format_count, format_seconds
+from deepen.units import format_bytes, format_count, format_energy, format_seconds
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of `deepen recipes`.")]
 Set = Annotated[
@@ -34,6 +34,10 @@ def run(
     set: Set = [],  # noqa: A002, B006
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it all lies; runs/NAME unless given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make stages again whose options or input changed.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Go on with outputs edited by hand, on record.")] = False,
+    grid_factor: Annotated[
+        float, typer.Option(metavar="G", help="Grams of CO2 per kWh where the machine stands, for the report.")
+    ] = 480.0,
     json: options.Json = False,
 ) -> None:
     """Run the stages of a recipe; those that are done are skipped."""
@@ -45,18 +49,44 @@ def run(
         print(printable(f"[{number}/{total}] {stage['name']}{done}: {stage['command']}"), file=sys.stderr)
 
     report = run_recipe(
-        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, on_stage=None if dry_run else announce
-    )
+        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, adopt=adopt, grid_factor=grid_factor,
+        on_stage=None if dry_run else announce,
+    )  # fmt: skip
     if not is_first():
         return
     if json:
         print_json(report)
     elif dry_run:
-        print_table(
-            [(stage["name"], stage["status"], stage["command"]) for stage in report["stages"]], ("stage", "", "command")
-        )
+        _print_dry_run(report)
     else:
         _print_report(report)
+
+
+def _print_dry_run(report: dict[str, Any]) -> None:
+    """What would be done, skipped and needed."""
+    rows = []
+    for stage in report["stages"]:
+        cost = stage["cost"] or {}
+        rows.append(
+            (
+                stage["name"],
+                stage["status"],
+                *(format_bytes(cost[key]) if cost.get(key) else "" for key in ("memory_bytes", "disk_bytes")),
+                format_seconds(cost["seconds"]) if cost.get("seconds") else "",
+                stage["command"],
+            )
+        )
+    print_table(rows, ("stage", "", "memory", "disk", "training", "command"))
+    waiting = [stage["cost"] for stage in report["stages"] if stage["cost"] and stage["status"] != "done"]
+    trained = [cost for cost in waiting if cost["seconds"]]
+    done = sum(stage["status"] == "done" for stage in report["stages"])
+    print_text(f"\n{done} of {len(report['stages'])} stages are done and would be skipped")
+    if trained:
+        seconds, joules = (sum(cost[key] for cost in trained) for key in ("seconds", "energy_joules"))
+        print_text(f"pretraining on {report['machine']}: about {format_seconds(seconds)}, {format_energy(joules)}")
+    for kind in ("problem", "warning"):
+        for text in report[f"{kind}s"]:
+            print_text(f"{kind}: {text}")
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -83,6 +113,10 @@ def _print_report(report: dict[str, Any]) -> None:
             print_text(f"\n{stage['name']}: {stage['prompt']}\n  {stage['result']['text'].strip()}")
     for picture in report["pictures"]:
         print_text(f"\npicture: {picture}")
+    for file in report["reports"]:
+        print_text(f"\nreport: {file}")
+    if all(stage["status"] == "done" for stage in report["stages"]):
+        print_text(f"\nnothing to do: all {len(report['stages'])} stages were done already")
 
 
 def _judgement(result: dict[str, Any]) -> Iterator[str]:
@@ -105,6 +139,8 @@ def check(recipe: Recipe, set: Set = [], json: options.Json = False) -> None:  #
         print_json(found)
         return
     print_table([(stage["name"], stage["command"]) for stage in found["stages"]], ("stage", "command"))
+    for warning in found["warnings"]:
+        print_text(f"warning: {warning}")
     print_text(f"\n{found['recipe']}: {len(found['stages'])} stages, no problems")
 
 
@@ -112,7 +148,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this recipe.")] = None,
     json: options.Json = False,
 ) -> None:
-    """List the recipes that come with deepen, or print one."""
+    """List the recipes that come with deepen with what they need, or print one."""
     from deepen.pipeline import recipes as list_recipes
 
     found = list_recipes()
@@ -127,4 +163,12 @@ def recipes(
     elif json:
         print_json({"recipes": found})
     else:
-        print_table([(each["name"], each["about"], each["path"]) for each in found], ("name", "about", "file"))
+        for each in found:
+            print_text(f"{each['name']}: {each['about']}")
+            for need in each["needs"]:
+                hours = f", {need['gpu_hours']} GPU hours" if need["gpu_hours"] != "0" else ""
+                print_text(
+                    f"    {need['on']}: {need['memory']} of memory, {need['disk']} of disk, {need['tokens']} tokens,"
+                    f" {need['time']}{hours}, {need['energy']}"
+                )
+            print_text(f"    {each['path']}\n")
