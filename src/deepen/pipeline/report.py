@@ -153,7 +153,7 @@ def _training(each: Told) -> Iterator[Block]:
 def _chart(
     each: Told, curves: Mapping[str, Sequence[tuple[float, float]]], what: str, level: tuple[str, float] | None = None
 ) -> Iterator[Drawing]:
-    drawn = {name: points for name, points in curves.items() if points}
+    drawn = {name: points for name, points in curves.items() if any(math.isfinite(value) for _, value in points)}
     if drawn:
         ends = "; ".join(f"{name} {points[0][1]:.4g} → {points[-1][1]:.4g}" for name, points in drawn.items())
         caption = f"{each.name}: {what} against tokens. {ends}" + (f"; the base has {level[1]:.4g}" if level else "")
@@ -228,7 +228,13 @@ def _evaluation(each: Told, names: Mapping[str, str]) -> Iterator[Block]:
 
 def _scales(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[float, str, list[str]]]:
     """Tasks that one axis can show: shares in per cent, and others one by one; what has negative ends stays in the table."""
-    tasks = {name: task for name, task in tasks.items() if not any(word in task["metric"] for word in _SIGNED)}
+    tasks = {
+        name: task
+        for name, task in tasks.items()
+        if not any(word in task["metric"] for word in _SIGNED)
+        and math.isfinite(task["value"])
+        and math.isfinite(task["high"] or 0)
+    }
     shares = [name for name, task in tasks.items() if _is_share(task)]
     if shares:
         yield 100.0, " %", shares
