@@ -155,7 +155,7 @@ def test_the_chain_is_verified_back_to_the_base(place: Path, report: dict, monke
     found = deepen.verify("runs/solar-10.7b/aligned")
     assert found.ok
     assert [(link["verb"], link["status"]) for link in found.to_dict()["chain"]].count((None, "equal")) == 1  # the base
-    assert {link["status"] for link in found.chain} == {"equal"}
-    assert {Path(link["model"]).name for link in found.chain} == {
+    assert {link.status for link in found.chain} == {"equal"}
+    assert {Path(link.model).name for link in found.chain} == {
         "candidate-1", "candidate-2", "sft", "sft-v3", "sft-v4", "pretrain", "deeper", "base",
     }  # fmt: skip
