@@ -145,7 +145,7 @@ def _training(each: Told) -> Iterator[Block]:
     }
     told = [f"{name} {value:,}" for name, value in facts.items() if value is not None]
     recovered = results.get("recovery") or {}
-    if recovered.get("recovered"):
+    if each.verb == "pretrain" and recovered.get("recovered"):
         told.append(f"back at the base's level after {recovered['recovery_tokens']:,} tokens")
     yield Text(f"{each.name}: {', '.join(told)}.")
 
