@@ -17,9 +17,8 @@ from torch.nn import functional
 
 from deepen.data.text import IGNORED
 from deepen.errors import OptionError
+from deepen.plan.memory import CPU_LOGITS, GPU_LOGITS
 
-# logits that exist at once: a piece that stays in a CPU's cache, or one that fills a GPU
-CPU_LOGITS, GPU_LOGITS = 2**24, 2**27
 _plain_heads: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 

@@ -70,7 +70,10 @@ def _parse(text: str | float, units: dict[str, int], expected: str) -> Decimal:
         text = f"{text:.9f}"
     match = _NUMBER.fullmatch(str(text))
     if match is None or match[3].lower() not in units:
-        raise OptionError(f"{text!r} is not {expected}", next="write a non-negative number and, if needed, a unit")
+        measures = {"bytes": _BYTES, "time": _SECONDS}.items()
+        other = next((name for name, known in measures if match and known is not units and match[3].lower() in known), None)
+        wrong = f": {match[3]} is a unit of {other}" if match and other else ""
+        raise OptionError(f"{text!r} is not {expected}{wrong}", next="write a non-negative number and, if needed, a unit")
     return Decimal(match[1].replace("_", "") + (match[2] or "")) * units[match[3].lower()]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import exportable
+from benchmark_data import write_benchmarks, write_model
 from tinygguf import write_tiny_gguf
 from trainable import write_checkpoint, write_text
 
@@ -93,14 +94,14 @@ def test_the_smallest_tokenising_benchmark_runs_and_reports(tmp_path):
     assert list((tmp_path / "scratch").iterdir()) == []  # nothing large is left
 
 
-def benchmark(script, *words, results):
+def benchmark(script, *words, results, page=None):
     """Run a script of `benchmarks/`; its result, which is also what its Markdown was made from."""
     command = [sys.executable, str(BENCHMARKS / script), *map(str, words), "--results", str(results)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     files = sorted(results.iterdir())
     assert [file.suffix for file in files] == [".json", ".md"]
-    assert run.stdout == files[1].read_text() + "\n"
+    assert run.stdout == (page or files[1]).read_text() + "\n"
     assert str(results.parent) not in files[0].read_text()
     return json.loads(files[0].read_text())
 
@@ -162,6 +163,32 @@ def test_the_smallest_summarising_benchmark_runs_and_reports(tmp_path):
     assert result["share"] == result["flat_out"]["seconds"] / result["summarize"]["seconds"]
     assert result["enough"] == (result["share"] >= 0.9)
     assert result["tokens_read_and_written"] > result["document_tokens"]
+
+
+def test_the_smallest_evidence_is_gathered_and_told(tmp_path):
+    model = write_model(tmp_path / "tiny", num_hidden_layers=6)
+    text, other = write_text(tmp_path / "train.txt", 1500), write_text(tmp_path / "valid.txt", 400, seed=1)
+    data = write_benchmarks(tmp_path / "eval", ["anatomy"])
+    words = ["--train", text, "--validation", other, "--eval", data, "--tasks", "arc_challenge", "winogrande", "--limit", 2]
+    words += ["--tokens", 192, "--seeds", 2, "--drop", 2, "--search-tokens", 512, "--sequence-length", 32, "--batch-tokens", 64]
+    words += ["--validation-tokens", 128, "--work", tmp_path / "work", "--page", tmp_path / "results.md"]
+    result = benchmark("evidence.py", model, *words, results=tmp_path / "results", page=tmp_path / "results.md")
+    flops, runs = result["flops_per_token"], result["runs"]
+    assert flops["solar"] == flops["searched"] == flops["identity"] > flops["same tokens"] == flops["same FLOPs"]
+    assert [(run["name"], run["seed"]) for run in runs] == [(name, seed) for seed in (0, 1) for name in result["labels"]]
+    spent = {run["name"]: run["tokens"] * flops[run["name"]] for run in runs}
+    assert spent["same FLOPs"] == pytest.approx(spent["solar"], rel=64 / 192)  # whole batches
+    assert {run["tokens"] for run in runs if run["name"] != "same FLOPs"} == {192}
+    starts = {run["name"]: next(iter(run["curve"].values())) for run in runs}
+    assert starts["identity"] == pytest.approx(starts["same tokens"], abs=1e-5)
+    assert starts["solar"] != pytest.approx(starts["same tokens"], abs=1e-5)
+    for name, others in result["against"].items():
+        ends = {run["name"]: list(run["curve"].values())[-1] for run in runs if run["seed"] == 1}
+        assert others["same tokens"][1] == pytest.approx(ends[name] - ends["same tokens"])
+    assert all(run["scores"].keys() == {"arc_challenge", "winogrande"} for run in runs)
+    page = (tmp_path / "results.md").read_text()
+    assert page.count("against the base on the same FLOPs") == 3
+    assert (tmp_path / "results.png").stat().st_size > 10_000
 
 
 def is_met(row):

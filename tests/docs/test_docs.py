@@ -1,8 +1,7 @@
-"""What is written twice is generated or tested: the command-line page, links, commands in the documentation, recipes."""
+"""What is written twice is generated or tested: the command-line page, links, recipes, maps."""
 
 import importlib.util
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -44,35 +43,6 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if "://" not in target and not target.startswith("mailto:"):
             assert (page.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_in_the_documentation_exist(page: Path) -> None:
-    for line in commands(page.read_text(encoding="utf-8")):
-        words = shlex.split(line, comments=True)[1:]
-        options = [word.partition("=")[0] for word in words if word.startswith("--")]
-        verbs = [word for word in words if not word.startswith("-")]
-        if not verbs:
-            assert set(options) <= {"--help", "--version"}, line
-            continue
-        assert verbs[0] in COMMANDS, line
-        known = {name for parameter in COMMANDS[verbs[0]].params for name in (*parameter.opts, *parameter.secondary_opts)}
-        assert set(options) <= known | {"--help", "--debug"}, line
-
-
-def commands(text: str) -> list[str]:
-    """Lines of shell blocks, and comment lines of recipes, that call the program."""
-    blocks = re.findall(r"^```(?:sh|bash|console|shell)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines() + [
-        line.lstrip("# ") for line in text.splitlines() if line[:2] == "# "
-    ]
-    parts = [part.strip().removeprefix("$ ") for line in lines for part in line.split("&&")]
-    return [part.removeprefix("python -m ") for part in parts if re.match(r"(python -m )?deepen( |$)", part)]
-
-
-def test_commands_are_found_where_they_stand() -> None:
-    text = "```sh\n$ deepen plan x --drop 8\npython a.py && deepen doctor\n```\n#   deepen run y.yaml\n"
-    assert commands(text) == ["deepen plan x --drop 8", "deepen doctor", "deepen run y.yaml"]
 
 
 def test_there_are_pages_and_recipes() -> None:

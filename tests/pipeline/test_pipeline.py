@@ -1,10 +1,13 @@
 """A whole recipe with a tiny model: what is done is skipped, what changed is refused or made again."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,7 +83,8 @@ def test_a_whole_recipe(place: Path) -> None:
 
     again = run("tiny.yaml")
     assert statuses(again) == ["done"] * 8
-    assert [stage["result"] for stage in again["stages"]] == [stage["result"] for stage in report["stages"]]
+    for key in ("result", "output", "seconds", "command", "model"):
+        assert [stage[key] for stage in again["stages"]] == [stage[key] for stage in report["stages"]]
 
 
 def test_the_same_content_under_other_dates_is_done(place: Path) -> None:
@@ -175,8 +179,8 @@ def test_models_of_a_merge_that_are_nowhere_are_found_before_the_first_stage(pla
     (place / "branches.yaml").write_text(BRANCHES.replace("[left, right]", "[deeper, left, base.gguf]"))
     with pytest.raises(RecipeError) as caught:
         check("branches.yaml", set=["merge.weights=[1,1,1]"])
-    assert "stage 'merge': models: there is no stage above, folder or Hub id deeper" in str(caught.value)
-    assert "models: base.gguf is a GGUF file" in str(caught.value)
+    assert "stages.2.models.0: a circle: 'merge' is made from 'deeper' from 'merge'" in str(caught.value)
+    assert "stages.2.models.2: base.gguf is a GGUF file" in str(caught.value)
 
 
 def test_stages_are_announced_in_order(place: Path) -> None:
@@ -190,8 +194,8 @@ def test_problems_are_found_before_the_first_stage(place: Path) -> None:
     for verb in (check, run):
         with pytest.raises(RecipeError) as caught:
             verb("bad.yaml")
-        assert "stage 'evaluate': data: there is no lost.txt" in str(caught.value)
-        assert "stage 'deepest': --drop 5" in str(caught.value)  # of the four layers that the stage before would make
+        assert "stages.1.data: there is no lost.txt" in str(caught.value)
+        assert "stages.2: --drop 5" in str(caught.value)  # of the four layers that the stage before would make
     assert not (place / "runs").exists()
 
 
@@ -251,6 +255,34 @@ def test_the_recipes_that_come_with_deepen_are_recipes() -> None:
         assert find_recipe(each["name"]) == Path(each["path"])
 
 
+def test_every_recipe_says_what_it_needs_at_three_sizes_and_how_to_change_it() -> None:
+    found = {each["name"]: each for each in recipes()}
+    assert {"solar-10.7b", "smollm2-135m", "smollm2-1.7b-one-gpu", "llama-pro", "explore-first", "smollm2-cpu"} == found.keys()
+    for each in found.values():
+        assert len(each["needs"]) == 3, each["name"]
+        assert all(need["on"] and need["memory"].endswith("GB") and need["energy"].endswith("kWh") for need in each["needs"])
+        text = Path(each["path"]).read_text()
+        assert "../shared" not in text
+        (example,) = re.findall(r"^# Change it: (deepen run .*)$", text, flags=re.MULTILINE)
+        words = shlex.split(example)
+        sets = [word for before, word in pairwise(words) if before == "--set"]
+        load_recipe(each["path"], set=sets)  # the example names stages and options that there are
+
+
+def test_what_solar_published_is_in_its_recipe() -> None:
+    stages = {stage.name: stage for stage in load_recipe(find_recipe("solar-10.7b")).stages}
+    assert stages["deeper"].options() == {"drop": 8, "as_": "llama"}  # arXiv:2312.15166, section 2
+    assert stages["sft-v3"].options()["cap"] == ["Open-Orca/OpenOrca=100000", "math-instruct.jsonl=52000"]  # table 1
+    assert stages["candidate-1"].options()["cap"] == ["math-pairs.jsonl=20100"]
+    assert [stages[name].options()["models"] for name in ("sft", "aligned")] == [
+        ("sft-v3", "sft-v4"), ("candidate-1", "candidate-2"),
+    ]  # fmt: skip
+    assert {stages[name].options()["weights"] for name in ("sft", "aligned")} == {(0.5, 0.5)}  # tables 3 and 7
+    assert (stages["candidate-1"].from_, stages["candidate-2"].from_) == ("sft-v3", "sft")  # table 6
+    assert stages["candidate-1"].options()["stepwise"]
+    assert stages["h6"].options()["suite"] == "h6"
+
+
 def test_an_unknown_recipe_names_the_nearest(place: Path) -> None:
     with pytest.raises(RecipeError, match='did you mean "smollm2-cpu"'):
         find_recipe("smolm2-cpu")
@@ -260,7 +292,8 @@ def test_the_command_line(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deepen", "run", "cheap.yaml", "--until", "evaluate"], capture_output=True, text=True, check=True
     )
-    header, scale, evaluate = done.stdout.splitlines()
+    header, scale, evaluate, *rest = done.stdout.splitlines()
+    assert "report: runs/cheap/report.html" in rest
     assert header.split() == ["stage", "layers", "parameters", "size", "perplexity", "time", "output"]
     assert scale.split()[:2] == ["scale", "4"]
     assert "±" in evaluate
@@ -330,7 +363,7 @@ def test_an_instruct_stage(place: Path) -> None:
     (place / "mine.jinja").write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
     assert statuses(run("tuned.yaml", dry_run=True))[1] == "changed"
     (place / "mine.jinja").unlink()
-    with pytest.raises(RecipeError, match=r"stage 'instruct': template: there is no mine\.jinja"):
+    with pytest.raises(RecipeError, match=r"stages\.1\.template: there is no mine\.jinja"):
         run("tuned.yaml")
 
 

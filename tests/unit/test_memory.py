@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from deepen.checkpoint import open_checkpoint
 from deepen.errors import ResourceError
 from deepen.host import host_memory
-from deepen.train.memory import Setup, check_memory, free_bytes, training_bytes
+from deepen.plan.memory import Setup, training_bytes
+from deepen.train.memory import check_memory, free_bytes
 from families import make_checkpoint
 from trainable import write_checkpoint, write_text
 

@@ -87,9 +87,9 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path: Path) ->
         "stages.2.tokens: 'many' is not a count such as 4096, 100k or 1.5M",
         "stages.2.learning_rate: input should be a finite number, not inf",
         "stages.3.suite: input should be 'perplexity', 'h6', 'h4', 'bias' or 'contamination', not 'h7'",
-        "stage 'evaluate': from: no stage 'scael' above, did you mean \"scale\"?",
+        "stages.3.from: no stage 'scael' above, did you mean \"scale\"?",
         "stages.4: needs exactly one of drop, layers, repeat, expand, plan, and has drop and repeat",
-        "stage 'pretrain': this name is taken; give another `name`",
+        "stages.4.name: the name 'pretrain' is taken; give another `name`",
         "stages.5: give a mapping with `stage: VERB`",
     ]:
         assert line in message
@@ -105,7 +105,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_names(tmp_path: Path) ->
         ("{stage: scale, drop: true}", "stages.0.drop"),
         ("{stage: scale, drop: 8, dtype: float8}", "stages.0.dtype"),
         ("{stage: scale, drop: 8, shard_size: 0}", "stages.0.shard_size"),
-        ("{stage: scale, drop: 8, name: base}", "this name is taken"),
+        ("{stage: scale, drop: 8, name: base}", "the name 'base' is taken"),
         ("{stage: scale, drop: 8, name: a/b}", "is not a name"),
         ("{stage: scale, drop: 8, name: [a]}", "is not a name"),
         ("{stage: scale, drop: 8, from: [a]}", "is not a name"),

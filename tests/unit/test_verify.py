@@ -92,3 +92,63 @@ def test_an_exported_file_is_verified_too(folder, tmp_path):
 def test_what_deepen_did_not_make_cannot_be_verified(folder):
     with pytest.raises(CheckpointError, match="no manifest"):
         deepen.verify(Path(folder))
+
+
+def test_the_chain_leads_back_to_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_checkpoint("llama", tmp_path / "base", num_hidden_layers=2)
+    for name, seed in (("other", 1), ("strange", 2)):
+        make_checkpoint("llama", tmp_path / name, num_hidden_layers=2, seed=seed)
+    deepen.scale("base", "deep", drop=1)  # 0, 1
+    deepen.scale("deep", "deeper", drop=0)
+    deepen.scale("other", "beside", drop=0)
+    deepen.merge("merged", ["deeper", "beside"])
+
+    found = deepen.verify("merged")
+    assert found.ok
+    assert [(link.model, link.verb, link.status) for link in found.chain] == [
+        ("deeper", "scale", "equal"), ("beside", "scale", "equal"), ("deep", "scale", "equal"), ("other", None, "equal"),
+        ("base", None, "equal"),
+    ]  # fmt: skip
+    assert found.to_dict()["chain"][0] == {"model": "deeper", "verb": "scale", "status": "equal", "different": []}
+
+    (tmp_path / "moved").mkdir()
+    for name in ("merged", "deeper", "beside", "deep"):
+        (tmp_path / name).rename(
+            tmp_path / "moved" / name
+        )  # what lies beside an output is found; the bases stay where they were
+    found = deepen.verify("moved/merged")
+    assert [link.status for link in found.chain] == ["equal"] * 5
+
+    weights = tmp_path / "base/model.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    found = deepen.verify("moved/merged")
+    assert not found.ok
+    (broken,) = [link for link in found.chain if link.status == "different"]
+    assert (broken.model, len(broken.different)) == ("base", 1)
+
+    weights.unlink()
+    for file in (tmp_path / "strange").iterdir():
+        file.rename(tmp_path / "base" / file.name)
+    assert [link.model for link in deepen.verify("moved/merged").chain if link.status == "different"] == ["base"]
+    for file in (tmp_path / "base").iterdir():
+        file.unlink()
+    (tmp_path / "base").rmdir()
+    found = deepen.verify("moved/merged")
+    assert found.ok  # nothing that is there is wrong
+    assert found.chain[-1].status == "absent"
+
+
+def test_a_link_in_the_middle_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_checkpoint("llama", tmp_path / "base", num_hidden_layers=2)
+    deepen.scale("base", "deep", drop=0)
+    deepen.scale("deep", "deeper", drop=1)
+    weights = tmp_path / "deep/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    found = deepen.verify("deeper")
+    assert (found.equal, found.different) == (found.tensors, ())
+    assert [link.status for link in found.chain] == ["different", "equal"]

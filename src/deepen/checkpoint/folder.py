@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,12 @@ def source_facts(path: Path, model: str) -> dict[str, Any]:
     if (path / MANIFEST_FILE).is_file():
         facts["manifest_sha256"] = read_manifest(path)["manifest_sha256"]
     return facts
+
+
+def weights_hash(source: Checkpoint) -> str:
+    """One hash for all weights of a checkpoint folder."""
+    files = sorted({tensor.file for tensor in source.tensors.values()})
+    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
 def _read_card(path: Path) -> str | None:

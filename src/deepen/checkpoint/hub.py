@@ -85,6 +85,19 @@ def open_headers(model: str | Path) -> Checkpoint:
     return Checkpoint(Path(str(model)), config, tensors, ())
 
 
+def read_card(model: str) -> str | None:
+    """The model card of a Hub id; None if it has none, or cannot be asked."""
+    from huggingface_hub import errors, hf_hub_download
+
+    name, revision = _split(model)
+    try:
+        with _hub(model) as online:
+            card = hf_hub_download(name, "README.md", revision=revision, local_files_only=not online)
+    except (CheckpointError, NetworkError, errors.EntryNotFoundError):
+        return None
+    return Path(card).read_text(encoding="utf-8", errors="replace")
+
+
 def reachable() -> bool:
     """Whether the Hub can be asked: by one short attempt, since the library retries for half a minute before it gives up."""
     from huggingface_hub import constants, get_session

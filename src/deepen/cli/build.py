@@ -10,9 +10,11 @@ import typer
 from deepen.cli import options
 from deepen.cli.options import numbers
 from deepen.cli.printing import print_json, print_path, print_table, print_text
-from deepen.units import format_bytes, format_count
+from deepen.errors import OptionError
+from deepen.units import format_bytes, format_count, format_energy, format_seconds
 
 _NAMES_SHOWN = 20
+_RUN = "Training to estimate"
 
 
 def register(app: typer.Typer) -> None:
@@ -37,15 +39,42 @@ def plan(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan to a file that --plan reads.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Estimate a training on these: h100, a100, …; cpu is a core.", rich_help_panel=_RUN),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="How many; 1 unless given.", rich_help_panel=_RUN)] = None,
+    tokens: Annotated[
+        Any,
+        typer.Option(
+            parser=options.count,
+            metavar="N",
+            help="Tokens to read; 1B unless given.",
+            show_default=False,
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a row; 4,096 unless the context is shorter.", rich_help_panel=_RUN),
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the peak FLOP/s that you reach.", rich_help_panel=_RUN),
+    ] = None,
+    price: Annotated[float | None, typer.Option(metavar="USD", help="Price of one for an hour.", rich_help_panel=_RUN)] = None,
     json: options.Json = False,
 ) -> None:
     """Show and price a layer plan, from the config and the tensor headers alone."""
     from deepen.plan import describe
 
+    numbers = {"gpus": gpus, "tokens": tokens, "sequence_length": sequence_length, "mfu": mfu, "price": price}
+    run = _run_to_estimate(gpu, {name: number for name, number in numbers.items() if number is not None})
+
     chosen: dict[str, Any] = {
         "drop": drop, "layers": layers, "repeat": repeat, "expand": expand, "plan": plan, "identity_init": identity_init,
     }  # fmt: skip
-    described = describe(model, **chosen, as_=as_)
+    described = describe(model, **chosen, as_=as_, run=run)
     if output is not None:
         _write_plan(model, chosen, output, overwrite)
     if json:
@@ -68,8 +97,39 @@ def plan(
             ),
         ]
     )
+    if run is not None:
+        _print_estimate(described["estimate"])
     for warning in described["warnings"]:
         print_text(f"warning: {warning}")
+
+
+def _run_to_estimate(gpu: str | None, numbers: dict[str, Any]) -> dict[str, Any] | None:
+    """The training that is to be estimated, if one is."""
+    if gpu is None and numbers:
+        option = f"--{next(iter(numbers)).replace('_', '-')}"
+        raise OptionError("the accelerator is not named", where=option, next="add --gpu h100, or --gpu cpu")
+    return None if gpu is None else {"gpu": gpu, **numbers}
+
+
+def _print_estimate(found: dict[str, Any]) -> None:
+    memory = next(iter(found["memory_per_gpu_bytes"].values()))
+    has = f" of {format_bytes(found['gpu_memory_bytes'])}" if found["gpu_memory_bytes"] else ""
+    again = ", --activation-checkpointing" if found["activation_checkpointing"] else ""
+    rows = f"rows of {found['sequence_length']:,} tokens"
+    copies = f"{found['replicas']} copies of the model" if found["replicas"] > 1 else "one copy of the model"
+    print_text(f"\nTraining on {format_count(found['tokens'])} tokens, {found['gpus']} x {found['gpu']}, {copies}:\n")
+    print_table(
+        [
+            ("time", format_seconds(found["seconds"]), f"{found['tokens_per_second']:,.0f} tokens/s, MFU {found['mfu']:.0%}"),
+            ("memory of each", f"{format_bytes(memory)}{has}", f"float32 AdamW, {rows}{again}"),
+            (
+                "energy",
+                format_energy(found["energy_joules"]),
+                f"{found['gpu_hours']:,.1f} hours of one at full load, no cooling",
+            ),
+            ("cost", f"${found['cost_usd']:,.2f}", f"at ${found['usd_per_gpu_hour']:.2f} an hour"),
+        ]
+    )
 
 
 def _write_plan(model: str, chosen: dict[str, Any], output: Path, overwrite: bool) -> None:
@@ -156,7 +216,7 @@ def verify(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Prove that every tensor is byte-equal to the one it was copied from; exit code 1 if one is not."""
+    """Prove that every tensor is as the manifest says, and so back to the base; exit code 1 if one is not."""
     from deepen.verify import verify as check
 
     found = check(out, source)
@@ -170,6 +230,9 @@ def verify(
                 print_text(f"{kind}: {name}")
             if len(names) > _NAMES_SHOWN:
                 print_text(f"{kind}: … and {len(names) - _NAMES_SHOWN} more")
+        for link in found.chain:
+            names = f": {', '.join(link.different[:_NAMES_SHOWN])}" if link.different else ""
+            print_text(f"made from {link.model}{f' ({link.verb})' if link.verb else ''}: {link.status}{names}")
     if not found.ok:
         raise typer.Exit(1)
 

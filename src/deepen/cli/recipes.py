@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,9 @@ import typer
 from deepen.cli import options
 from deepen.cli.printing import print_json, print_table, print_text
 from deepen.errors import printable
-from deepen.units import format_bytes, format_count, format_seconds
+from deepen.units import format_bytes, format_count, format_energy, format_seconds
 
+Announce = Callable[[int, int, dict[str, Any]], None]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of `deepen recipes`.")]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change an option of a stage; may be given again.")
@@ -34,26 +36,72 @@ def run(
     set: Set = [],  # noqa: A002, B006
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where it all lies; runs/NAME unless given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make stages again whose options or input changed.")] = False,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Go on with outputs edited by hand, on record.")] = False,
+    grid_factor: Annotated[
+        float, typer.Option(metavar="G", help="Grams of CO2 per kWh where the machine stands, for the report.")
+    ] = 480.0,
     json: options.Json = False,
 ) -> None:
     """Run the stages of a recipe; those that are done are skipped."""
     from deepen.pipeline import run as run_recipe
+    from deepen.pipeline.together import is_first
 
     def announce(number: int, total: int, stage: dict[str, Any]) -> None:
         done = " (done already)" if stage["status"] == "done" else ""
         print(printable(f"[{number}/{total}] {stage['name']}{done}: {stage['command']}"), file=sys.stderr)
 
-    report = run_recipe(
-        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, on_stage=None if dry_run else announce
-    )
+    with _shown(announce, live=not dry_run and sys.stderr.isatty() and is_first()) as on_stage:
+        report = run_recipe(
+            recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, adopt=adopt, grid_factor=grid_factor,
+            on_stage=None if dry_run else on_stage,
+        )  # fmt: skip
+    if not is_first():
+        return
     if json:
         print_json(report)
     elif dry_run:
-        print_table(
-            [(stage["name"], stage["status"], stage["command"]) for stage in report["stages"]], ("stage", "", "command")
-        )
+        _print_dry_run(report)
     else:
         _print_report(report)
+
+
+@contextmanager
+def _shown(announce: Announce, *, live: bool) -> Iterator[Announce]:
+    """Stages drawn on a terminal, else a line for each."""
+    if not live:
+        yield announce
+        return
+    from deepen.cli.live import live_view
+
+    with live_view() as on_stage:
+        yield on_stage
+
+
+def _print_dry_run(report: dict[str, Any]) -> None:
+    """What would be done, skipped and needed."""
+    rows = []
+    for stage in report["stages"]:
+        cost = stage["cost"] or {}
+        rows.append(
+            (
+                stage["name"],
+                stage["status"],
+                *(format_bytes(cost[key]) if cost.get(key) else "" for key in ("memory_bytes", "disk_bytes")),
+                format_seconds(cost["seconds"]) if cost.get("seconds") else "",
+                stage["command"],
+            )
+        )
+    print_table(rows, ("stage", "", "memory", "disk", "training", "command"))
+    waiting = [stage["cost"] for stage in report["stages"] if stage["cost"] and stage["status"] != "done"]
+    trained = [cost for cost in waiting if cost["seconds"]]
+    done = sum(stage["status"] == "done" for stage in report["stages"])
+    print_text(f"\n{done} of {len(report['stages'])} stages are done and would be skipped")
+    if trained:
+        seconds, joules = (sum(cost[key] for cost in trained) for key in ("seconds", "energy_joules"))
+        print_text(f"pretraining on {report['machine']}: about {format_seconds(seconds)}, {format_energy(joules)}")
+    for kind in ("problem", "warning"):
+        for text in report[f"{kind}s"]:
+            print_text(f"{kind}: {text}")
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -80,6 +128,10 @@ def _print_report(report: dict[str, Any]) -> None:
             print_text(f"\n{stage['name']}: {stage['prompt']}\n  {stage['result']['text'].strip()}")
     for picture in report["pictures"]:
         print_text(f"\npicture: {picture}")
+    for file in report["reports"]:
+        print_text(f"\nreport: {file}")
+    if all(stage["status"] == "done" for stage in report["stages"]):
+        print_text(f"\nnothing to do: all {len(report['stages'])} stages were done already")
 
 
 def _judgement(result: dict[str, Any]) -> Iterator[str]:
@@ -102,6 +154,8 @@ def check(recipe: Recipe, set: Set = [], json: options.Json = False) -> None:  #
         print_json(found)
         return
     print_table([(stage["name"], stage["command"]) for stage in found["stages"]], ("stage", "command"))
+    for warning in found["warnings"]:
+        print_text(f"warning: {warning}")
     print_text(f"\n{found['recipe']}: {len(found['stages'])} stages, no problems")
 
 
@@ -109,7 +163,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this recipe.")] = None,
     json: options.Json = False,
 ) -> None:
-    """List the recipes that come with deepen, or print one."""
+    """List the recipes that come with deepen with what they need, or print one."""
     from deepen.pipeline import recipes as list_recipes
 
     found = list_recipes()
@@ -124,4 +178,12 @@ def recipes(
     elif json:
         print_json({"recipes": found})
     else:
-        print_table([(each["name"], each["about"], each["path"]) for each in found], ("name", "about", "file"))
+        for each in found:
+            print_text(f"{each['name']}: {each['about']}")
+            for need in each["needs"]:
+                hours = f", {need['gpu_hours']} GPU hours" if need["gpu_hours"] != "0" else ""
+                print_text(
+                    f"    {need['on']}: {need['memory']} of memory, {need['disk']} of disk, {need['tokens']} tokens,"
+                    f" {need['time']}{hours}, {need['energy']}"
+                )
+            print_text(f"    {each['path']}\n")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deepen.architecture import Dimensions
 from deepen.errors import ResourceError
-from deepen.likelihood import CPU_LOGITS, GPU_LOGITS
+from deepen.plan.memory import CPU_LOGITS, GPU_LOGITS
 from deepen.plan.price import Facts
 from deepen.units import format_bytes
 

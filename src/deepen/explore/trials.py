@@ -29,11 +29,12 @@ from deepen.likelihood import evaluating, token_losses
 from deepen.model import load
 from deepen.output import write_file
 from deepen.plan import parse_plan, plan, read_facts
+from deepen.plan.memory import Setup, training_bytes
 from deepen.plan.price import price
 from deepen.progress import say
 from deepen.train.account import loss_and_perplexity
 from deepen.train.loop import Batch, Learner, Run, train
-from deepen.train.memory import Setup, free_bytes, training_bytes
+from deepen.train.memory import free_bytes
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import PRECISIONS, open_trainable, release, speed_up
 from deepen.train.schedule import learning_rate as rate_of_step

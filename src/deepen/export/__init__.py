@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deepen.checkpoint import Checkpoint, open_checkpoint, resolve
+from deepen.checkpoint.folder import source_facts
 from deepen.checkpoint.manifest import manifest, manifest_text
 from deepen.errors import MissingDependencyError, UnsupportedModelError
 from deepen.output import check_disk, check_target, new_file, write_file
@@ -93,7 +94,7 @@ def export(model: str | Path, out: str | Path, *, quantize: str = "F16", ollama:
     content = manifest(
         verb="export",
         options={"quantize": quantization.name},
-        source={"model": str(model)},
+        source=source_facts(folder, str(model)),
         seconds=time.monotonic() - start,
         files={out.name: digest},
         check=asdict(check),

@@ -1,7 +1,7 @@
 """Run a recipe: a short loop over folders. Between two stages lies a checkpoint on disk, never a live object.
 
 Beside the output of each stage lies a small record, `NAME.json`: the key of what was done (verb, options, and the content of
-every input) and its result. A stage whose record has the same key is done and is skipped.
+every input), its result, and the content of the output. A stage whose record has the same key is done and is skipped.
 """
 
 from __future__ import annotations
@@ -9,17 +9,28 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from deepen.checkpoint.hub import is_hub_id
-from deepen.errors import OutputError
-from deepen.output import partial_path
+from deepen.energy import carbon_grams
+from deepen.errors import DeepenError, OutputError
+from deepen.pipeline import record
+from deepen.pipeline.account import tell
+from deepen.pipeline.call import call
+from deepen.pipeline.cost import costs, machine_name
+from deepen.pipeline.hashes import PICTURES, Hashes
+from deepen.pipeline.licence import licence_warning
+from deepen.pipeline.lock import only_run
 from deepen.pipeline.models import measure
-from deepen.pipeline.record import PICTURES, key_of, read_record, write_record
+from deepen.pipeline.problems import file_problems
+from deepen.pipeline.report import GRID_FACTOR, write_report
 from deepen.pipeline.shelf import find_recipe, recipes
-from deepen.pipeline.steps import Step, plan_steps, require_files, until_stage
+from deepen.pipeline.sizes import needs, size_problems
+from deepen.pipeline.steps import Step, plan_steps, until_stage
+from deepen.pipeline.together import conducted
+from deepen.progress import say
+from deepen.recipe import Recipe, load_recipe, read_recipe, refuse
 
 __all__ = ["check", "find_recipe", "recipes", "run"]
 
@@ -27,6 +38,7 @@ Announce = Callable[[int, int, dict[str, Any]], None]
 """`on_stage(number, total, stage)` is called before each stage; `stage["status"]` says whether it is done already."""
 
 
+@conducted
 def run(
     recipe: str | Path,
     *,
@@ -35,6 +47,8 @@ def run(
     set: Sequence[str] = (),  # noqa: A002
     out: str | Path | None = None,
     overwrite: bool = False,
+    adopt: bool = False,
+    grid_factor: float = GRID_FACTOR,
     on_stage: Announce | None = None,
 ) -> dict[str, Any]:
     """Run the stages of a recipe in order; those that are done already are skipped.
@@ -45,52 +59,157 @@ def run(
         until: the last stage to run.
         set: overrides such as `scale.drop=5`.
         out: the folder for all outputs; `runs/NAME` by default.
-        overwrite: make a stage again whose options or input have changed since it was done; otherwise that is refused.
+        overwrite: make a stage again whose options or input have changed since it was done, or whose output was edited;
+            otherwise that is refused.
+        adopt: go on with outputs that were edited since they were made, and say so in their records.
+        grid_factor: grams of CO2 per kWh, for the report.
         on_stage: called before each stage.
 
     Returns:
         `recipe`, `folder`, `stages` (each with `name`, `stage`, `command`, `status`, `output`, `seconds`, `result` and the
-        `model` it made or judged: `layers`, `parameters`, `bytes`), and `pictures`.
+        `model` it made or judged: `layers`, `parameters`, `bytes`), `pictures`, `reports` (`report.html` and `report.md`) and
+        `warnings`; of a dry run also `problems`, `machine`, and for each stage its `cost` there.
 
     Raises:
         RecipeError: the recipe has problems, or names files that are missing.
-        OutputError: a stage was done with other options or another input, and `overwrite` is false.
+        OutputError: a stage was done with other options or another input, or its output was edited, and neither `overwrite`
+            nor `adopt` is given; or another run is at work in the folder.
         DeepenError: whatever a stage raises.
     """
-    words, steps = plan_steps(recipe, set, out)
-    steps = until_stage(steps, until)
+    if dry_run:
+        words = load_recipe(find_recipe(recipe), set=set)
+        return _dry_run(words, until_stage(plan_steps(words, out), until))
+    carbon_grams(None, grid_factor)
+    words, steps, warnings = _sound(recipe, set, out, until)
     folder = steps[0].out.parent
-    if not dry_run:
-        require_files(recipe, words, steps)
-    stages = []
-    for number, step in enumerate(steps, start=1):
-        stage = _describe(step)
-        ready = all(Path(model).exists() or is_hub_id(model) for model in (step.source, *step.others))
-        key = key_of(step) if ready else None
-        stage["status"] = _status(step, key)
-        if on_stage is not None:
-            on_stage(number, len(steps), stage)
-        if not dry_run:
-            assert key is not None, "the stage before has made its model"
-            stage |= _make(step, key, overwrite) if stage["status"] != "done" else read_record(step)
-            stage["model"] = measure(step.model)
-        stages.append(stage)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    with only_run(folder):
+        hashes = Hashes(folder)
+        try:
+            _refuse_edited(steps, hashes, overwrite=overwrite, adopt=adopt)
+            stages = []
+            for number, step in enumerate(steps, start=1):
+                stage = _describe(step)
+                key = record.key_of(step, hashes)
+                assert key is not None, "the stage before has made its model"
+                stage["status"] = record.status(step, key, hashes)
+                if on_stage is not None:
+                    on_stage(number, len(steps), stage)
+                if stage["status"] == "done":
+                    stage |= {key: value for key, value in record.read_record(step).items() if key in {"seconds", "result"}}
+                else:
+                    stage |= _make(step, key, hashes, overwrite=overwrite)
+                stage["model"] = measure(step.model)
+                stages.append(stage)
+                hashes.keep()
+        finally:
+            hashes.keep()
+        told = tell(steps, [stage["model"] for stage in stages])
+        reports = write_report(words, told, folder, recipe=find_recipe(recipe), overrides=set, grid_factor=grid_factor)
     pictures = [str(file) for step in steps if step.out.is_dir() for file in sorted(step.out.glob(f"*{PICTURES}"))]
-    return {"recipe": words.name, "folder": str(folder), "stages": stages, "pictures": pictures}
+    return {
+        "recipe": words.name,
+        "folder": str(folder),
+        "stages": stages,
+        "pictures": pictures,
+        "reports": reports,
+        "warnings": warnings,
+    }
 
 
 def check(recipe: str | Path, *, set: Sequence[str] = ()) -> dict[str, Any]:  # noqa: A002
-    """Check a recipe without running it: its words, that its files are there, and that its layer plans fit the base.
+    """Check a recipe without running it.
+
+    That is its words, how its stages hang together, that its files are there, that its layer plans fit the base, and that its
+    stages fit into memory and onto the disk.
 
     Returns:
-        `recipe`, `base` and `stages` (each with `name`, `stage`, `command`, `output`).
+        `recipe`, `base`, `stages` (each with `name`, `stage`, `command`, `output`) and `warnings`.
 
     Raises:
-        RecipeError: the recipe has problems; the message lists them.
+        RecipeError: the recipe has problems; the message lists them all.
     """
-    words, steps = plan_steps(recipe, set, None)
-    require_files(recipe, words, steps)
-    return {"recipe": words.name, "base": words.base, "stages": [_describe(step) for step in steps]}
+    words, steps, warnings = _sound(recipe, set, None, None)
+    described = [_describe(step) for step in steps]
+    return {"recipe": words.name, "base": words.base, "stages": described, "warnings": warnings}
+
+
+def _sound(
+    recipe: str | Path,
+    set: Sequence[str],  # noqa: A002
+    out: str | Path | None,
+    until: str | None,
+) -> tuple[Recipe, list[Step], list[str]]:
+    """A recipe, its stages, and what must be said of them; or an error with all that is wrong with them."""
+    file = find_recipe(recipe)
+    words, problems = read_recipe(file, set=set)
+    if words is None:
+        raise refuse(file, problems)
+    steps = plan_steps(words, out)
+    steps = steps if problems else until_stage(steps, until)
+    problems += file_problems(words, steps)
+    fitting, warnings = _sizes(words, steps)
+    if problems := [*problems, *fitting]:
+        raise refuse(file, problems)
+    return words, steps, warnings
+
+
+def _sizes(words: Recipe, steps: Sequence[Step]) -> tuple[list[str], list[str]]:
+    """What does not fit into this machine, and what must be said of the base."""
+    if not (Path(words.base).exists() or is_hub_id(words.base)):
+        return [], []
+    warnings = [warning] if (warning := licence_warning(words.base)) else []
+    try:
+        return list(size_problems(needs(words, steps))), warnings
+    except DeepenError as error:
+        return [], [*warnings, f"whether it fits into memory and onto the disk is not known: {error.what}"]
+
+
+def _dry_run(words: Recipe, steps: Sequence[Step]) -> dict[str, Any]:
+    """What `run` gives, without doing anything; what is made from a model that is to be made again would be, too."""
+    hashes = Hashes(steps[0].out.parent)
+    stages, again = [], set[str]()
+    for step in steps:
+        stage = _describe(step)
+        key = record.key_of(step, hashes) if record.may_be_done(step) else None
+        stage["status"] = record.status(step, key, hashes)
+        if stage["status"] == "done" and not again.isdisjoint(step.inputs):
+            stage["status"] = "changed"
+        if stage["status"] != "done" and step.stage.makes_model:
+            again.add(step.model)
+        stages.append(stage)
+    problems = list(file_problems(words, steps))
+    fitting, warnings = _sizes(words, steps)
+    try:
+        found = costs(words, needs(words, steps))
+    except DeepenError:  # the base is not known, which the warnings say
+        found = {}
+    for stage in stages:
+        stage["cost"] = found.get(stage["name"])
+    return {
+        "recipe": words.name,
+        "folder": str(steps[0].out.parent),
+        "stages": stages,
+        "pictures": [],
+        "reports": [],
+        "machine": machine_name(),
+        "problems": [*problems, *fitting],
+        "warnings": warnings,
+    }
+
+
+def _refuse_edited(steps: Sequence[Step], hashes: Hashes, *, overwrite: bool, adopt: bool) -> None:
+    edited = [step for step in steps if record.is_edited(step, hashes)]
+    for step in edited:
+        if adopt:
+            record.adopt(step, hashes)
+        elif not overwrite:
+            raise OutputError(
+                f"the output of stage {step.stage.name!r} was changed by hand since it was made",
+                where=step.out,
+                next="pass --adopt to go on with it as it is, which its record will tell, or --overwrite to make it again",
+            )
 
 
 def _describe(step: Step) -> dict[str, Any]:
@@ -98,19 +217,8 @@ def _describe(step: Step) -> dict[str, Any]:
     return described | ({"prompt": step.options["prompt"]} if "prompt" in step.options else {})
 
 
-def _status(step: Step, key: str | None) -> str:
-    """`done`, `to do`, or `changed`: there is an output, or a begun one, of other options or another input."""
-    record = read_record(step)
-    if not step.out.exists():
-        begun = partial_path(step.out).exists() and bool(record)
-        return "changed" if begun and record["key"] != key else "to do"
-    if key is None or record.get("key") != key:
-        return "changed"
-    return "done" if step.stage.makes_model or record["result"] is not None else "to do"
-
-
-def _make(step: Step, key: str, overwrite: bool) -> dict[str, Any]:
-    changed = _status(step, key) == "changed"
+def _make(step: Step, key: str, hashes: Hashes, *, overwrite: bool) -> dict[str, Any]:
+    changed = record.status(step, key, hashes) in {"changed", "edited"}
     if changed:
         if not overwrite:
             raise OutputError(
@@ -119,54 +227,10 @@ def _make(step: Step, key: str, overwrite: bool) -> dict[str, Any]:
                 next="pass --overwrite to make it again, or --out for another folder",
             )
         _discard(step)
-    step.out.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    # the key is written before the output appears: outputs appear only when complete, so both together mean done
-    write_record(step, key, None, 0.0)
-    result = _call(step, resume=not changed)
-    return write_record(step, key, result, time.monotonic() - start)
-
-
-def _call(step: Step, *, resume: bool) -> dict[str, Any] | None:
-    match step.stage.stage:
-        case "scale":
-            from deepen.scale import scale
-
-            scale(step.source, step.out, **step.options)
-        case "explore":
-            from deepen.explore import explore
-
-            found = explore(step.source, out=step.out, overwrite=not resume, **step.options)
-            return {"best": found.plans[0].to_dict() if found.plans else None, "base": dict(found.base)}
-        case "merge":
-            from deepen.merge import merge
-
-            merge(step.out, **step.options)
-        case "pretrain":
-            from deepen.train.pretrain import pretrain
-
-            pretrain(step.source, step.out, resume=resume, **step.options)
-        case "instruct":
-            from deepen.train.instruct import instruct
-
-            instruct(step.source, step.out, resume=resume, **step.options)
-        case "align":
-            from deepen.train.align import align
-
-            align(step.source, step.out, resume=resume, **step.options)
-        case "export":
-            from deepen.export import export
-
-            export(step.source, step.out, **step.options)
-        case "evaluate":
-            from deepen.evaluate import evaluate
-
-            return evaluate(step.source, **step.options).to_dict()
-        case "generate":
-            from deepen.generate import generate
-
-            return asdict(generate(step.source, **step.options))
-    return None
+    record.begin_record(step, key)
+    result = call(step, resume=not changed)
+    return record.finish_record(step, key, result, time.monotonic() - start, hashes)
 
 
 def _discard(step: Step) -> None:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from deepen.errors import RecipeError
 
+_COLUMNS = ("on", "memory", "disk", "tokens", "time", "gpu_hours", "energy")
 
-def recipes() -> list[dict[str, str]]:
-    """The recipes that come with deepen: `name`, `about` (its first line) and `path` of each."""
-    files = sorted(_recipe_folder().glob("*.yaml"))
-    return [{"name": file.stem, "about": _first_line(file), "path": str(file)} for file in files]
+
+def recipes() -> list[dict[str, Any]]:
+    """The recipes that come with deepen.
+
+    Returns:
+        Of each `name`, `about` (its first line), `path`, and `needs`: for three sizes of machine `on`, `memory`, `disk`,
+        `tokens`, `time`, `gpu_hours` and `energy`, as its head states them.
+    """
+    found = []
+    for file in sorted(_recipe_folder().glob("*.yaml")):
+        head = file.read_text(encoding="utf-8").splitlines()
+        found.append({"name": file.stem, "about": head[0].lstrip("# ").strip(), "path": str(file), "needs": _needs(head)})
+    return found
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -37,6 +50,12 @@ def _recipe_folder() -> Path:
     return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "deepen" / "recipes"
 
 
-def _first_line(file: Path) -> str:
-    with file.open(encoding="utf-8") as lines:
-        return lines.readline().lstrip("# ").strip()
+def _needs(head: Sequence[str]) -> list[dict[str, str]]:
+    """The table in the comments at the top of a recipe, whose columns two spaces or more keep apart."""
+    rows = []
+    for line in head[next((place for place, line in enumerate(head) if line.startswith("# Costs: on")), len(head)) + 1 :]:
+        cells = re.split(r" {2,}", line.lstrip("# ").strip())
+        if len(cells) != len(_COLUMNS):
+            break
+        rows.append(dict(zip(_COLUMNS, cells, strict=True)))
+    return rows

@@ -1,20 +1,15 @@
-"""The stages of a recipe with their places on disk, checked before the first one runs."""
+"""The stages of a recipe with their places on disk."""
 
 from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.checkpoint.hub import is_hub_id
-from deepen.errors import DeepenError, OptionError, RecipeError
-from deepen.pipeline.models import depth_of
-from deepen.pipeline.shelf import find_recipe
-from deepen.plan import parse_plan
-from deepen.recipe import PlannedStage, Recipe, Stage, load_recipe
+from deepen.errors import OptionError
+from deepen.recipe import Recipe, Stage
 
 _MODELS = ("base", "teacher", "reference_model")  # options that name a model, or the stage that makes it
 
@@ -46,6 +41,11 @@ class Step:
         return (*several, *(model for model in named if isinstance(model, str)))
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """All models that decide the output."""
+        return (self.source, *self.others)
+
+    @property
     def command(self) -> str:
         """The same as words for a shell."""
         words = ["deepen", self.stage.stage, self.source, *([str(self.out)] if self.stage.makes_model else [])]
@@ -69,14 +69,16 @@ class Step:
         return " ".join(map(shlex.quote, words))
 
 
-def plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) -> tuple[Recipe, list[Step]]:  # noqa: A002
-    """The recipe, and its stages with their places; nothing is looked up on the disk but the recipe."""
-    words = load_recipe(find_recipe(recipe), set=set)
+def plan_steps(words: Recipe, out: str | Path | None) -> list[Step]:
+    """The stages with their places; a stage whose model is not known, since that stage is unsound, is left out."""
     folder = Path("runs") / words.name if out is None else Path(out)
     models = {"base": words.base}
     steps: list[Step] = []
     searches: list[str] = []  # stages that leave a folder with a layer plan in it
-    for stage in words.stages:
+    for given in words.stages:
+        stage = given if words.data is None else given.in_folder(words.data)
+        if stage.from_ not in models:
+            continue
         source, options = models[stage.from_], stage.options()
         for key in _MODELS:
             if isinstance(model := options.get(key), str):
@@ -95,10 +97,9 @@ def plan_steps(recipe: str | Path, set: Sequence[str], out: str | Path | None) -
             searches.append(stage.name)
         else:
             suffix = suffix if stage.makes_model else ".json"
-        out = folder / f"{stage.name}{suffix}"
-        steps.append(Step(stage, source, out, options))
+        steps.append(Step(stage, source, folder / f"{stage.name}{suffix}", options))
         models[stage.name] = steps[-1].model
-    return words, steps
+    return steps
 
 
 def until_stage(steps: list[Step], until: str | None) -> list[Step]:
@@ -111,63 +112,6 @@ def until_stage(steps: list[Step], until: str | None) -> list[Step]:
     return steps[: names.index(until) + 1]
 
 
-def require_files(recipe: str | Path, words: Recipe, steps: Sequence[Step]) -> None:
-    """Everything that can be known before the first stage, so that no hour of work ends at a missing file."""
-    problems = []
-    if not Path(words.base).exists() and (words.base.endswith(".gguf") or not is_hub_id(words.base)):
-        problems.append(f"base: there is no {words.base}")
-    for step in steps:
-        for key, files in step.stage.path_options().items():
-            missing = [file for file in files if not (_is_there(file) or _will_be_found(file, steps))]
-            problems += [f"stage {step.stage.name!r}: {key}: there is no {file}" for file in missing]
-    made = {step.model for step in steps}
-    for step in steps:
-        for model in step.options.get("models", ()):
-            if model.endswith(".gguf"):
-                problems.append(f"stage {step.stage.name!r}: models: {model} is a GGUF file, which cannot be merged")
-            elif model not in made and not Path(model).exists() and not is_hub_id(model):
-                problems.append(f"stage {step.stage.name!r}: models: there is no stage above, folder or Hub id {model}")
-    problems += list(_plan_problems(words, steps))
-    if problems:
-        raise RecipeError(
-            "some of it cannot work\n  " + "\n  ".join(problems),
-            where=recipe,
-            next="see the recipe's first lines for what it needs; paths are relative to the current folder",
-        )
-
-
-def _is_there(path: Path) -> bool:
-    """Whether it exists, is a pattern that something matches, or may be a data set of the Hub."""
-    word = str(path)
-    return path.exists() or any(matches(word)) or (path.suffix == "" and is_hub_id(word.partition(":")[0]))
-
-
-def _will_be_found(file: Path, steps: Sequence[Step]) -> bool:
-    """Whether it is the plan that a search writes."""
-    return file.name == "best.yaml" and any(step.stage.stage == "explore" and step.out == file.parent for step in steps)
-
-
 def matches(word: str) -> list[Path]:
     """The files that a pattern stands for."""
     return sorted(map(Path, glob.glob(word, recursive=True))) if glob.has_magic(word) else []  # noqa: PTH207
-
-
-def _plan_problems(words: Recipe, steps: Sequence[Step]) -> Iterator[str]:
-    """Follow the number of layers through the stages."""
-    if not Path(words.base).exists():
-        return
-    depths = {words.base: depth_of(words.base)}
-    for step in steps:
-        depth = depths.get(step.source)
-        if depth is not None and isinstance(step.stage, PlannedStage):
-            keys = (*PlannedStage.plans, "identity_init")
-            chosen = {key: value for key, value in step.options.items() if key in keys}
-            if isinstance(plan := chosen.get("plan"), Path) and not plan.exists() and _will_be_found(plan, steps):
-                continue  # how deep it will be is not known yet, nor for what is made from it
-            try:
-                depth = parse_plan(depth, **chosen).num_hidden_layers if chosen else depth
-            except DeepenError as error:
-                yield f"stage {step.stage.name!r}: {error.what}"
-                depth = None
-        if step.stage.makes_model and depth is not None:
-            depths[step.model] = depth

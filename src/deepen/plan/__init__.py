@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +31,30 @@ def plan(model: str | Path, **options: Any) -> Plan:
         PlanError: the plan is malformed or does not fit the model.
         CheckpointError, UnsupportedModelError: the model cannot be read or deepened.
     """
-    result, _, _, _ = _read(model, options)
-    return result
+    return _read(model, options)[0]
 
 
-def describe(model: str | Path, *, as_: str | None = None, dtype: str = "keep", **options: Any) -> dict[str, Any]:
+def describe(
+    model: str | Path, *, as_: str | None = None, dtype: str = "keep", run: Mapping[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
     """Everything that `deepen plan --json` says: the plan, its seams, and what it costs.
 
     Args:
         model: as for `plan`.
         as_: `"llama"` also checks that the model can be written as Llama.
         dtype: the type that `deepen scale --dtype` would write.
+        run: a training to be estimated, as the keywords of `estimate.estimate`; without a plan it is that of the model itself.
         **options: as for `plan`.
 
     Raises:
         OptionError: `as_` or `dtype` is unknown.
+        ResourceError: the training does not fit into the accelerators' memory.
     """
     if dtype.lower() not in _DTYPE_BYTES:
         raise OptionError(f"--dtype {dtype!r} is unknown", next=f"choose one of {', '.join(_DTYPE_BYTES)}")
     if as_ not in {None, "llama"}:
         raise OptionError(f"--as {as_!r} is unknown", next="choose llama")
-    result, facts, base, warnings = _read(model, options)
+    result, facts, sizes, base, warnings = _read(model, options, default="" if run is None else "0:{}")
     if as_ is not None:
         if isinstance(base, Gguf):
             raise OptionError("--as is for checkpoint folders", where=model, next="leave it out")
@@ -70,21 +74,45 @@ def describe(model: str | Path, *, as_: str | None = None, dtype: str = "keep", 
         "identity": list(result.identity),
         **price(result, facts, dtype_bytes=_DTYPE_BYTES[dtype.lower()], side_bytes=side_bytes),
         "warnings": list(warnings),
+        **({} if run is None else {"estimate": _estimate(result, facts, sizes, run)}),
     }
 
 
-def _read(model: str | Path, options: Options) -> tuple[Plan, Facts, Checkpoint | Gguf, tuple[str, ...]]:
+def _estimate(result: Plan, facts: Facts, sizes: architecture.Dimensions, run: Mapping[str, Any]) -> dict[str, Any]:
+    from deepen.plan.estimate import estimate, planned
+
+    return estimate(*planned(result, facts, sizes), **run).to_dict()
+
+
+def read_planned(model: str | Path, **options: Any) -> tuple[Plan, Facts, architecture.Dimensions]:
+    """The plan for a model, with the base's facts and sizes; without a plan option, that of the model itself.
+
+    Raises:
+        PlanError, CheckpointError, UnsupportedModelError: as `plan`.
+    """
+    return _read(model, options, default="0:{}")[:3]
+
+
+def _read(
+    model: str | Path, options: Options, *, default: str = ""
+) -> tuple[Plan, Facts, architecture.Dimensions, Checkpoint | Gguf, tuple[str, ...]]:
     path = Path(model)
     if path.is_file() and not is_hub_id(model):
         gguf = open_gguf(path)
-        facts = _gguf_facts(gguf)
-        return parse_plan(len(facts.layers), **options), facts, gguf, ()
+        facts, sizes = _gguf_facts(gguf)
+        return parse_plan(len(facts.layers), **_or_default(options, default, len(facts.layers))), facts, sizes, gguf, ()
     checkpoint = open_headers(model)
     config, names = checkpoint.config, checkpoint.tensors
     stack, sizes = read_architecture(checkpoint)
-    result = parse_plan(stack.num_hidden_layers, **options)
+    result = parse_plan(stack.num_hidden_layers, **_or_default(options, default, stack.num_hidden_layers))
     architecture.deepen_config(config, result.layers, stack)  # a model that cannot be deepened so is refused here already
-    return result, _facts(checkpoint, stack, sizes), checkpoint, architecture.warnings_for(config, stack, names, result.layers)
+    warnings = architecture.warnings_for(config, stack, names, result.layers)
+    return result, _facts(checkpoint, stack, sizes), sizes, checkpoint, warnings
+
+
+def _or_default(options: Options, default: str, layers: int) -> Options:
+    chosen = any(options.get(key) is not None for key in ("drop", "layers", "repeat", "expand", "plan"))
+    return options if chosen or not default else {**options, "layers": default.format(layers)}
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[architecture.Stack, architecture.Dimensions]:
@@ -129,7 +157,7 @@ def _facts(checkpoint: Checkpoint, stack: architecture.Stack, sizes: architectur
     return Facts(layers, rest, sizes.kv_elements, active, head)
 
 
-def _gguf_facts(gguf: Gguf) -> Facts:
+def _gguf_facts(gguf: Gguf) -> tuple[Facts, architecture.Dimensions]:
     name = str(gguf.get("general.architecture"))
 
     def per_layer(key: str, default: int) -> list[int]:
@@ -161,4 +189,17 @@ def _gguf_facts(gguf: Gguf) -> Facts:
             if tensor.name in {"token_embd.weight", "output.weight"}:
                 head = tensor.parameters
     kv_elements = [heads_ * (key + value) for heads_, key, value in zip(kv_heads, keys, values, strict=True)]
-    return Facts(layers, rest, kv_elements, active, head)
+    return Facts(layers, rest, kv_elements, active, head), architecture.Dimensions(
+        num_hidden_layers=n,
+        hidden_size=width,
+        intermediate_size=max(per_layer("feed_forward_length", 4 * width)),
+        num_attention_heads=heads[0],
+        num_key_value_heads=kv_heads[0],
+        head_dim=keys[0],
+        vocab_size=head // max(width, 1),
+        max_position_embeddings=per_layer("context_length", 2048)[0],
+        tie_word_embeddings="output.weight" not in gguf.tensors,
+        kv_elements=tuple(kv_elements),
+        num_experts=experts,
+        num_experts_per_tok=used[0],
+    )

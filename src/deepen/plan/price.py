@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deepen.checkpoint import Tensor
@@ -19,6 +19,11 @@ FLOAT32_ADAMW = 16
 _BFLOAT16_ADAMW = 16
 # weights and gradients in 2 bytes, both moments in 1
 _BFLOAT16_ADAMW_8BIT = 6
+TRAIN_BYTES = {
+    "float32_adamw": FLOAT32_ADAMW,
+    "bfloat16_adamw": _BFLOAT16_ADAMW,
+    "bfloat16_adamw_8bit": _BFLOAT16_ADAMW_8BIT,
+}
 _FROZEN_BFLOAT16 = 2
 
 
@@ -66,11 +71,9 @@ def price(plan: Plan, facts: Facts, *, dtype_bytes: int | None = None, side_byte
         + sum(tensor.parameters for tensor in facts.rest),
         "weight_bytes": weight_bytes,
         "kv_bytes_per_token": _KV_BYTES * sum(facts.kv_elements[layer] for layer in plan.layers),
-        "flops_per_token": _flops(planned, facts),
+        "flops_per_token": forward_flops(replace(facts, layers=[planned])),
         "train_bytes": {
-            "float32_adamw": FLOAT32_ADAMW * parameters,
-            "bfloat16_adamw": _BFLOAT16_ADAMW * parameters,
-            "bfloat16_adamw_8bit": _BFLOAT16_ADAMW_8BIT * parameters,
+            **{name: size * parameters for name, size in TRAIN_BYTES.items()},
             f"lora_rank_{LORA_RANK}": _FROZEN_BFLOAT16 * parameters + FLOAT32_ADAMW * adapters,
         },
         "disk_bytes": weight_bytes + side_bytes,
@@ -82,8 +85,11 @@ def adapter_parameters(tensors: Iterable[Tensor], rank: int) -> int:
     return rank * sum(sum(tensor.shape) for tensor in tensors if len(tensor.shape) == 2)
 
 
-def _flops(planned: Sequence[Tensor], facts: Facts) -> int:
-    # a multiplication and an addition per weight that a token meets (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
-    matrices = [tensor for tensor in planned if len(tensor.shape) >= 2]
+def forward_flops(facts: Facts) -> int:
+    """FLOPs of the weights for one token's forward pass, attention over the context not included.
+
+    A multiplication and an addition per weight that a token meets (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+    """
+    matrices = [tensor for layer in facts.layers for tensor in layer if len(tensor.shape) >= 2]
     active = sum(tensor.parameters * facts.active.get(tensor.name, 1.0) for tensor in matrices)
     return round(2 * (active + facts.head_parameters))

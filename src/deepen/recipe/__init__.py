@@ -4,6 +4,7 @@ A recipe names a `base` model and a list of `stages`. Each stage is a verb with 
 
     name: demo
     base: org/model
+    data: texts             # optional: the folder that relative paths of data start from
     stages:
       - stage: scale        # the model from the base
         drop: 8
@@ -14,17 +15,17 @@ A recipe names a `base` model and a list of `stages`. Each stage is a verb with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deepen.errors import RecipeError
-from deepen.recipe.stages import STAGES, PlannedStage, RecipeName, Stage
+from deepen.recipe.links import link_problems, nearest
+from deepen.recipe.stages import STAGES, File, PlannedStage, RecipeName, Stage, TrainStage
 from deepen.recipe.text import load_yaml, parse_yaml
 
-__all__ = ["STAGES", "PlannedStage", "Recipe", "Stage", "load_recipe"]
+__all__ = ["STAGES", "PlannedStage", "Recipe", "Stage", "TrainStage", "load_recipe", "read_recipe", "refuse"]
 
 
 class Recipe(BaseModel):
@@ -34,6 +35,7 @@ class Recipe(BaseModel):
 
     name: RecipeName
     base: Annotated[str, Field(min_length=1)]
+    data: File | None = None
     stages: tuple[Stage, ...]
 
 
@@ -47,24 +49,48 @@ def load_recipe(path: str | Path, *, set: Sequence[str] = ()) -> Recipe:  # noqa
     Raises:
         RecipeError: the file cannot be read, or the recipe has problems; the message lists all of them.
     """
-    path = Path(path)
-    content = load_yaml(path)
+    recipe, problems = read_recipe(path, set=set)
+    if problems or recipe is None:
+        raise refuse(path, problems)
+    return recipe
+
+
+def read_recipe(path: str | Path, *, set: Sequence[str] = ()) -> tuple[Recipe | None, list[str]]:  # noqa: A002
+    """A recipe with the stages that are sound, and what is wrong with the others; no recipe if its head is unsound.
+
+    Args:
+        path: the YAML file.
+        set: as for `load_recipe`.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds no mapping.
+    """
+    content = load_yaml(Path(path))
     if not isinstance(content, dict):
         raise RecipeError("a recipe is a mapping with name, base and stages", where=path, next=_HELP)
     problems: list[str] = []
     stages = _stage_mappings(content.get("stages"), problems)
     for override in set:
         _apply(override, content, stages, problems)
-    checked = [_check_stage(index, mapping, problems) for index, mapping in enumerate(stages)]
+    linked = [dict(stage) for stage in stages]
+    checked = [_check_stage(mapping, problems) for mapping in stages]
     head = _check(Recipe, "", {**content, "stages": ()}, problems)
-    _check_links(stages, problems)
-    if problems or not isinstance(head, Recipe):
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecipeError(f"{count}\n  " + "\n  ".join(problems), where=path, next=_HELP)
-    return head.model_copy(update={"stages": tuple(stage for stage in checked if stage is not None)})
+    problems += link_problems(linked)
+    if not isinstance(head, Recipe):
+        return None, problems
+    return head.model_copy(update={"stages": tuple(stage for stage in checked if stage is not None)}), problems
 
 
-_HELP = "mend the recipe and try it with `deepen check`; `deepen recipes` lists examples"
+def refuse(path: str | Path, problems: Sequence[str]) -> RecipeError:
+    """The error that lists all problems of a recipe."""
+    count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return RecipeError(f"{count}\n  " + "\n  ".join(problems), where=path, next=_HELP)
+
+
+_HELP = (
+    "mend the recipe and try it with `deepen check`; see its first lines for what it needs; paths are relative to the current"
+    " folder, or to the recipe's `data`; `deepen recipes` lists examples"
+)
 
 
 def _stage_mappings(stages: object, problems: list[str]) -> list[dict[str, Any]]:
@@ -100,24 +126,24 @@ def _apply(override: str, content: dict[str, Any], stages: list[dict[str, Any]],
         return
     if not equals or not option:
         problems.append(f"--set {override}: write stage.key=value")
-    elif not dot and option in {"name", "base"}:
+    elif not dot and option in {"name", "base", "data"}:
         content[option] = value
     elif found := [stage for stage in stages if stage["name"] == stage_name]:
         found[0][option] = value
     else:
-        problems.append(f"--set {override}: no such stage{_nearest(stage_name, [str(s['name']) for s in stages])}")
+        problems.append(f"--set {override}: no such stage{nearest(stage_name, [str(s['name']) for s in stages])}")
 
 
-def _check_stage(index: int, mapping: dict[str, Any], problems: list[str]) -> Stage | None:
-    index = mapping.pop("index", index)
+def _check_stage(mapping: dict[str, Any], problems: list[str]) -> Stage | None:
+    index = mapping.pop("index")
     verb = mapping["stage"]
     if verb not in STAGES:
-        problems.append(f"stages.{index}.stage: no such verb {verb!r}{_nearest(verb, STAGES)}")
+        problems.append(f"stages.{index}.stage: no such verb {verb!r}{nearest(verb, STAGES)}")
         return None
     stage = _check(STAGES[verb], f"stages.{index}.", mapping, problems)
     if isinstance(stage, Stage):
         problems.extend(f"stages.{index}: {problem}" for problem in stage.problems())
-        return stage
+        return stage.at(index)
     return None
 
 
@@ -130,7 +156,7 @@ def _check(model: type[BaseModel], prefix: str, mapping: Mapping[str, Any], prob
             key = ".".join(map(str, each["loc"]))
             match each["type"]:
                 case "extra_forbidden":
-                    text = f"unknown key{_nearest(key, known)}"
+                    text = f"unknown key{nearest(key, known)}"
                 case "missing":
                     text = "is missing"
                 case "value_error":
@@ -139,21 +165,3 @@ def _check(model: type[BaseModel], prefix: str, mapping: Mapping[str, Any], prob
                     text = f"{each['msg'][0].lower()}{each['msg'][1:]}, not {each['input']!r:.60}"
             problems.append(f"{prefix}{key}: {text}")
         return None
-
-
-def _check_links(stages: list[dict[str, Any]], problems: list[str]) -> None:
-    """Names are unique, and a model comes from a stage above."""
-    seen = ["base"]
-    for stage in stages:
-        where = f"stage {stage['name']!r}"
-        if stage["name"] in seen:
-            problems.append(f"{where}: this name is taken; give another `name`")
-        source = stage.get("from", "base")
-        if source not in seen:
-            problems.append(f"{where}: from: no stage {source!r} above{_nearest(str(source), seen)}")
-        seen.append(stage["name"])
-
-
-def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    near = get_close_matches(word, list(known), n=1)
-    return f', did you mean "{near[0]}"?' if near else f" (there is {', '.join(known)})"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from deepen.errors import OptionError
 from deepen.units import parse_bytes, parse_count
 
 _RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DATA_OPTIONS = {"data", "held_out", "guard", "validation"}
+_DATA_SET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(@[\w./-]+)?(:.*)?")  # of the Hub, as org/name:configuration
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # no dot: files of a stage are named NAME.json and NAME.gguf
 
 
@@ -78,6 +80,36 @@ class Stage(BaseModel):
     """Names the stage's output; the verb (and a number, if it occurs again) unless given."""
     from_: StageName = Field(default="base", alias="from")
     """The stage whose model goes in, or `base`; the stage before unless given. A merge has `models` instead."""
+    _place: int = PrivateAttr(0)
+
+    @property
+    def place(self) -> str:
+        """Where the stage stands in the recipe, such as `stages.2`."""
+        return f"stages.{self._place}"
+
+    def at(self, place: int) -> Self:
+        """This stage as the one with that number in its recipe."""
+        self._place = place
+        return self
+
+    def in_folder(self, folder: Path) -> Self:
+        """This stage with relative paths of data starting from a folder; what is not there may be a data set of the Hub."""
+
+        def move(path: Path) -> Path:
+            elsewhere = path.is_absolute() or (_DATA_SET.fullmatch(str(path)) and not (folder / path).exists())
+            return path if elsewhere else folder / path
+
+        def move_cap(text: str) -> str:
+            path, equals, rows = text.rpartition("=")
+            return f"{move(Path(path))}={rows}" if equals else text
+
+        moved: dict[str, Any] = {}
+        for key in self.model_fields_set & _DATA_OPTIONS:
+            value = getattr(self, key)
+            moved[key] = tuple(map(move, value)) if isinstance(value, tuple) else value and move(value)
+        if cap := getattr(self, "cap", None):
+            moved["cap"] = [move_cap(text) for text in cap]
+        return self.model_copy(update=moved)
 
     def path_options(self) -> dict[str, tuple[Path, ...]]:
         """The options that name files, and the files."""

@@ -136,7 +136,7 @@ def speed_up(network: Any, *, compile: bool, activation_checkpointing: bool) -> 
     if network.device.type == "cpu":
         _keep_memory()
     if activation_checkpointing:
-        network.gradient_checkpointing_enable()
+        network.activation_checkpointing_enable()
     if not compile:
         return
     if network.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,18 +13,19 @@ import torch
 from torch import Tensor
 
 from deepen.checkpoint import Checkpoint, resolve
-from deepen.checkpoint.copy import hash_file
+from deepen.checkpoint.folder import weights_hash
 from deepen.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from deepen.energy import Meter, carbon_grams, open_meter
 from deepen.errors import OptionError
 from deepen.likelihood import Teacher
 from deepen.model import load
 from deepen.output import check_disk, check_target
+from deepen.plan.memory import Setup
 from deepen.train import learns, ranks
 from deepen.train.account import Account, Rows, perplexity_account
 from deepen.train.finish import finish
 from deepen.train.loop import AnyBatch, Learner, Run, train
-from deepen.train.memory import Setup, check_memory
+from deepen.train.memory import check_memory
 from deepen.train.metrics import METRICS_FILE, read_rows
 from deepen.train.network import (
     PRECISIONS,
@@ -315,12 +315,6 @@ def disk_bytes(source: Checkpoint, *, states: int) -> int:
     # a state holds the weights and AdamW's two moments in float32; the last good one lies beside the one being written
     tensors = source.tensors.values()
     return sum(tensor.nbytes + states * 12 * tensor.parameters for tensor in tensors)
-
-
-def weights_hash(source: Checkpoint) -> str:
-    """One hash for all weights."""
-    files = sorted({tensor.file for tensor in source.tensors.values()})
-    return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
 def _check_teacher(words: Words, others: Words, teacher: Checkpoint) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -81,6 +82,9 @@ def save_state(
         model: what is trained; only what learns is saved.
         optimizer: with its moments.
         keep: how many states are kept, the newest ones.
+
+    Raises:
+        OSError: the disk is full or failing.
     """
     states = folder / _FOLDER / run
     partial = states / f"{step}{_PARTIAL}"
@@ -93,7 +97,10 @@ def save_state(
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")  # one process is a group too
-        save({"model": weights, "optimizer": moments}, checkpoint_id=partial)
+        try:
+            save({"model": weights, "optimizer": moments}, checkpoint_id=partial)
+        except CheckpointException as error:  # a full disk comes wrapped, and not as an Exception
+            raise next((each for each, _ in error.failures.values() if isinstance(each, OSError)), error) from error
     if rank() == 0:
         _flush(partial)
         partial.replace(states / str(step))
