@@ -14,7 +14,23 @@ from deepen.units import format_bytes, format_count, format_seconds
 Advance = Callable[..., None]
 """`advance(amount, note="")` reports work done since the last call and, if given, a short text beside the rate."""
 
+Watch = Callable[[str, float, str], None]
+"""`watch(description, share, status)` is told of the work in progress: how much of it is done, and rate and time left."""
+
 _LOG_SECONDS = 10.0  # without a terminal: a line this often, so that logs stay readable
+
+
+_watches: list[Watch] = []
+
+
+@contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Tell of progress by calling `watch` while the block runs, instead of drawing bars."""
+    _watches.append(watch)
+    try:
+        yield
+    finally:
+        _watches.remove(watch)
 
 
 @contextmanager
@@ -42,6 +58,17 @@ def progress(description: str, total: int, unit: str = "") -> Iterator[Advance]:
         text = f"{amount_text(done)} of {amount_text(total)}{noun}, {amount_text(rate)}{noun}/s, {left} left"
         return f"{text} · {note}" if note else text
 
+    if _watches:
+        tell = _watches[-1]
+        tell(description, 0.0, "")
+
+        def advance(amount: int, note: str = "") -> None:
+            nonlocal done
+            done += amount
+            tell(description, done / max(total, 1), status(note))
+
+        yield advance
+        return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn

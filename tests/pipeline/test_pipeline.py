@@ -1,10 +1,13 @@
 """A whole recipe with a tiny model: what is done is skipped, what changed is refused or made again."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,7 +83,8 @@ def test_a_whole_recipe(place: Path) -> None:
 
     again = run("tiny.yaml")
     assert statuses(again) == ["done"] * 8
-    assert [stage["result"] for stage in again["stages"]] == [stage["result"] for stage in report["stages"]]
+    for key in ("result", "output", "seconds", "command", "model"):
+        assert [stage[key] for stage in again["stages"]] == [stage[key] for stage in report["stages"]]
 
 
 def test_the_same_content_under_other_dates_is_done(place: Path) -> None:
@@ -249,6 +253,34 @@ def test_the_recipes_that_come_with_deepen_are_recipes() -> None:
         assert each["about"]
         assert f"deepen run recipes/{each['name']}.yaml" in Path(each["path"]).read_text()
         assert find_recipe(each["name"]) == Path(each["path"])
+
+
+def test_every_recipe_says_what_it_needs_at_three_sizes_and_how_to_change_it() -> None:
+    found = {each["name"]: each for each in recipes()}
+    assert {"solar-10.7b", "smollm2-135m", "smollm2-1.7b-one-gpu", "llama-pro", "explore-first", "smollm2-cpu"} == found.keys()
+    for each in found.values():
+        assert len(each["needs"]) == 3, each["name"]
+        assert all(need["on"] and need["memory"].endswith("GB") and need["energy"].endswith("kWh") for need in each["needs"])
+        text = Path(each["path"]).read_text()
+        assert "../shared" not in text
+        (example,) = re.findall(r"^# Change it: (deepen run .*)$", text, flags=re.MULTILINE)
+        words = shlex.split(example)
+        sets = [word for before, word in pairwise(words) if before == "--set"]
+        load_recipe(each["path"], set=sets)  # the example names stages and options that there are
+
+
+def test_what_solar_published_is_in_its_recipe() -> None:
+    stages = {stage.name: stage for stage in load_recipe(find_recipe("solar-10.7b")).stages}
+    assert stages["deeper"].options() == {"drop": 8, "as_": "llama"}  # arXiv:2312.15166, section 2
+    assert stages["sft-v3"].options()["cap"] == ["Open-Orca/OpenOrca=100000", "math-instruct.jsonl=52000"]  # table 1
+    assert stages["candidate-1"].options()["cap"] == ["math-pairs.jsonl=20100"]
+    assert [stages[name].options()["models"] for name in ("sft", "aligned")] == [
+        ("sft-v3", "sft-v4"), ("candidate-1", "candidate-2"),
+    ]  # fmt: skip
+    assert {stages[name].options()["weights"] for name in ("sft", "aligned")} == {(0.5, 0.5)}  # tables 3 and 7
+    assert (stages["candidate-1"].from_, stages["candidate-2"].from_) == ("sft-v3", "sft")  # table 6
+    assert stages["candidate-1"].options()["stepwise"]
+    assert stages["h6"].options()["suite"] == "h6"
 
 
 def test_an_unknown_recipe_names_the_nearest(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import deepen
 from deepen.errors import OutputError, RecipeError, StorageError
 from deepen.pipeline import check, run
 from deepen.pipeline.hashes import HASHES_FILE, Hashes
@@ -261,3 +263,42 @@ def test_a_full_disk_leaves_nothing_half_made_and_the_run_goes_on_later(place: P
     for stage in ("pretrain", "mixed"):
         weights = [Path(each["folder"]) / stage / "model.safetensors" for each in (report, straight)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_stage_is_made_again_from_its_manifest_to_the_same_bytes(place: Path) -> None:
+    run("safe.yaml")
+    (place / "again").mkdir()
+    for name in ("scale", "pretrain", "mixed"):
+        manifest = json.loads((place / "runs/safe" / name / "deepen.json").read_text())
+        source, again = manifest["source"], place / "again" / name
+        if manifest["verb"] == "merge":
+            deepen.merge(again, [model["model"] for model in source["models"]], **manifest["options"])
+        else:
+            getattr(deepen, manifest["verb"])(source["model"], again, **manifest["options"])
+        for file in ("model.safetensors", "config.json", "tokenizer.json"):
+            assert (again / file).read_bytes() == (place / "runs/safe" / name / file).read_bytes(), (name, file)
+
+
+def test_killed_at_any_moment_the_same_weights_come(place: Path) -> None:
+    straight = run("safe.yaml", out="straight")
+    moments = random.Random(0)
+    words = [sys.executable, "-m", "deepen", "run", "safe.yaml", "--out", "killed"]
+    seen = set()
+    for _ in range(4):
+        # a moment after something new has appeared: within a stage, or between two
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (new := _made(place / "killed") - seen):
+            time.sleep(0.01)
+        if process.poll() is None:
+            seen |= new
+            time.sleep(moments.uniform(0.0, 0.3))
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(words, check=True, capture_output=True)
+    for stage in ("scale", "pretrain", "mixed"):
+        weights = [Path(folder) / stage / "model.safetensors" for folder in (straight["folder"], "killed")]
+        assert weights[0].read_bytes() == weights[1].read_bytes(), stage
+
+
+def _made(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob("*") if file.is_dir()} if folder.is_dir() else set()

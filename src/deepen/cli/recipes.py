@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from deepen.cli.printing import print_json, print_table, print_text
 from deepen.errors import printable
 from deepen.units import format_bytes, format_count, format_energy, format_seconds
 
+Announce = Callable[[int, int, dict[str, Any]], None]
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of `deepen recipes`.")]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change an option of a stage; may be given again.")
@@ -48,10 +50,11 @@ def run(
         done = " (done already)" if stage["status"] == "done" else ""
         print(printable(f"[{number}/{total}] {stage['name']}{done}: {stage['command']}"), file=sys.stderr)
 
-    report = run_recipe(
-        recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, adopt=adopt, grid_factor=grid_factor,
-        on_stage=None if dry_run else announce,
-    )  # fmt: skip
+    with _shown(announce, live=not dry_run and sys.stderr.isatty() and is_first()) as on_stage:
+        report = run_recipe(
+            recipe, dry_run=dry_run, until=until, set=set, out=out, overwrite=overwrite, adopt=adopt, grid_factor=grid_factor,
+            on_stage=None if dry_run else on_stage,
+        )  # fmt: skip
     if not is_first():
         return
     if json:
@@ -60,6 +63,18 @@ def run(
         _print_dry_run(report)
     else:
         _print_report(report)
+
+
+@contextmanager
+def _shown(announce: Announce, *, live: bool) -> Iterator[Announce]:
+    """Stages drawn on a terminal, else a line for each."""
+    if not live:
+        yield announce
+        return
+    from deepen.cli.live import live_view
+
+    with live_view() as on_stage:
+        yield on_stage
 
 
 def _print_dry_run(report: dict[str, Any]) -> None:

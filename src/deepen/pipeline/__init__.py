@@ -97,7 +97,7 @@ def run(
                 if on_stage is not None:
                     on_stage(number, len(steps), stage)
                 if stage["status"] == "done":
-                    stage |= record.read_record(step)
+                    stage |= {key: value for key, value in record.read_record(step).items() if key in {"seconds", "result"}}
                 else:
                     stage |= _make(step, key, hashes, overwrite=overwrite)
                 stage["model"] = measure(step.model)

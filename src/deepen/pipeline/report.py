@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ GRID_FACTOR = 480.0
 """Grams of CO2 per kWh where nothing else is said: the world's average of 2023 (Ember, Global Electricity Review 2024)."""
 
 _TRAINING = {"pretrain": "Healing", "instruct": "Instruction tuning", "align": "Alignment"}
-_CURVES = {"pretrain": {"validation perplexity": "validation_perplexity"}, "instruct": {}, "align": {}}
+_SIGNED = ("bias_score", "diff")  # metrics that may be below zero
 _LOSSES = {"loss, learned": "loss", "loss, held out": "validation_loss"}
 _ACCURACIES = {"reward accuracy, learned": "reward_accuracy", "reward accuracy, held out": "validation_reward_accuracy"}
 
@@ -144,7 +145,7 @@ def _training(each: Told) -> Iterator[Block]:
     }
     told = [f"{name} {value:,}" for name, value in facts.items() if value is not None]
     recovered = results.get("recovery") or {}
-    if recovered.get("recovered"):
+    if each.verb == "pretrain" and recovered.get("recovered"):
         told.append(f"back at the base's level after {recovered['recovery_tokens']:,} tokens")
     yield Text(f"{each.name}: {', '.join(told)}.")
 
@@ -152,7 +153,7 @@ def _training(each: Told) -> Iterator[Block]:
 def _chart(
     each: Told, curves: Mapping[str, Sequence[tuple[float, float]]], what: str, level: tuple[str, float] | None = None
 ) -> Iterator[Drawing]:
-    drawn = {name: points for name, points in curves.items() if points}
+    drawn = {name: points for name, points in curves.items() if any(math.isfinite(value) for _, value in points)}
     if drawn:
         ends = "; ".join(f"{name} {points[0][1]:.4g} → {points[-1][1]:.4g}" for name, points in drawn.items())
         caption = f"{each.name}: {what} against tokens. {ends}" + (f"; the base has {level[1]:.4g}" if level else "")
@@ -196,7 +197,7 @@ def _evaluation(each: Told, names: Mapping[str, str]) -> Iterator[Block]:
     shown = {names.get(model, model): tasks for model, tasks in models.items()}
     for scale, unit, tasks in _scales(result["tasks"]):
         groups = {task: [_bar(name, found[task], scale) for name, found in shown.items() if task in found] for task in tasks}
-        top = 100.0 if unit else max(bar.high or bar.value for group in groups.values() for bar in group) * 1.05
+        top = 100.0 if unit else _above(max(bar.high or bar.value for group in groups.values() for bar in group))
         caption = f"{each.name}: {', '.join(tasks)}, with 95 % intervals"
         yield Drawing(bars(groups, scale=top, unit=unit, about=caption), caption)
     rows = [
@@ -227,6 +228,13 @@ def _evaluation(each: Told, names: Mapping[str, str]) -> Iterator[Block]:
 
 def _scales(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[float, str, list[str]]]:
     """Tasks that one axis can show: shares in per cent, and others one by one; what has negative ends stays in the table."""
+    tasks = {
+        name: task
+        for name, task in tasks.items()
+        if not any(word in task["metric"] for word in _SIGNED)
+        and math.isfinite(task["value"])
+        and math.isfinite(task["high"] or 0)
+    }
     shares = [name for name, task in tasks.items() if _is_share(task)]
     if shares:
         yield 100.0, " %", shares
@@ -246,7 +254,13 @@ def _bar(name: str, task: Mapping[str, Any], scale: float) -> Bar:
 
 
 def _interval(task: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{task['value']:.4f}", "" if task["low"] is None else f"{task['low']:.4f} to {task['high']:.4f}"
+    return f"{task['value']:.4g}", "" if task["low"] is None else f"{task['low']:.4g} to {task['high']:.4g}"
+
+
+def _above(value: float) -> float:
+    """The next number above that an axis divides well into quarters."""
+    step = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(factor * step for factor in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10, 12) if factor * step >= value)
 
 
 def _samples(told: Sequence[Told], names: Mapping[str, str]) -> Iterator[Block]:
@@ -271,7 +285,7 @@ def _energy(told: Sequence[Told], grid_factor: float) -> Iterator[Block]:
     if missing:
         seconds = sum(each.record["seconds"] for each in missing)
         how = {each.manifest.get("results", {}).get("energy_method") for each in missing} - {None}
-        why = f" ({'; '.join(sorted(map(str, how)))})" if how else ""
+        why = f" ({'; '.join(sorted(str(each).removeprefix('not measured: ') for each in how))})" if how else ""
         yield Text(f"Not measured{why}: {', '.join(each.name for each in missing)}, {format_seconds(seconds)} in all.")
     assumed = " It is the world's average of 2023 (Ember)." if grid_factor == GRID_FACTOR else ""
     yield Text(f"Assumed: {grid_factor:g} g of CO₂ per kWh.{assumed} Another: deepen run … --grid-factor G")

@@ -53,7 +53,7 @@ def _recipe_folder() -> Path:
 def _needs(head: Sequence[str]) -> list[dict[str, str]]:
     """The table in the comments at the top of a recipe, whose columns two spaces or more keep apart."""
     rows = []
-    for line in head[next((place for place, line in enumerate(head) if line.startswith("# Needs, on")), len(head)) + 1 :]:
+    for line in head[next((place for place, line in enumerate(head) if line.startswith("# Costs: on")), len(head)) + 1 :]:
         cells = re.split(r" {2,}", line.lstrip("# ").strip())
         if len(cells) != len(_COLUMNS):
             break

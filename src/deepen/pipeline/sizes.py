@@ -159,7 +159,8 @@ def _memory_problem(need: Need, machine: Mapping[str, Any]) -> Iterator[str]:
         return
     place = f"{'a GPU' if on_gpu else 'this machine'} has {format_bytes(limit)}"
     adapters = _FLOAT32 * need.made_from.parameters
-    ways = [f"{-(-needed // limit) * processes} of them with torchrun"] if sharded else []
+    many = -(-needed // limit) * processes
+    ways = [f"{many} {'GPUs as large' if on_gpu else 'such machines'}, one process on each (torchrun)"] if sharded else []
     if sharded and 1.1 * adapters < limit:
         ways.insert(0, f"train: lora ({format_bytes(1.1 * adapters)})")
     yield (

@@ -14,7 +14,7 @@ from deepen.units import parse_bytes, parse_count
 
 _RECIPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DATA_OPTIONS = {"data", "held_out", "guard", "validation"}
-_DATA_SET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(:.*)?")  # of the Hub, as org/name:configuration
+_DATA_SET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w-]*(@[\w./-]+)?(:.*)?")  # of the Hub, as org/name:configuration
 _STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # no dot: files of a stage are named NAME.json and NAME.gguf
 
 

@@ -76,8 +76,8 @@ def layer_plan(source_layers: int, layers: Sequence[int], identity: Sequence[int
     light, parts = set(identity), []
     for row, (first, end) in enumerate(pairwise(starts[: _MOST_ROWS + 1])):
         top = row * _ROW
-        seam = f", after a seam {layers[first - 1]} → {layers[first]}" if first else ""
-        text = f"layers {first} to {end - 1} are base layers {layers[first]} to {layers[end - 1]}{seam}"
+        seam = f", seam {layers[first - 1]} → {layers[first]}" if first else ""
+        text = f"{first} to {end - 1}: base {layers[first]} to {layers[end - 1]}{seam}"
         parts += [
             element("text", text, x=0, y=top + 11, class_="soft"),
             element("rect", x=0, y=top + 15, width="100%", height=_BAR - 5, rx=2, class_="bed"),
