@@ -55,16 +55,15 @@ def variants(layers: int, drop: int, found: Mapping[str, Any]) -> dict[str, tupl
 
 def search(options: argparse.Namespace, added: int) -> dict[str, Any]:
     """The best block to repeat, of as many layers, on the training text before any training; kept in the work folder."""
-    file = options.work / "searched.json"
-    if not file.exists():
-        result = deepen.explore(
-            options.base, data=options.train, out=options.work / "search", add=added, kinds=("repeat", "drop"),
-            tokens=options.search_tokens, window=min(256, options.sequence_length), device=options.device, overwrite=True,
+    found = options.work / "search"
+    if not found.exists():
+        deepen.explore(
+            options.base, data=options.train, out=found, add=added, kinds=("repeat", "drop"), tokens=options.search_tokens,
+            window=min(256, options.sequence_length), device=options.device,
         )  # fmt: skip
-        best = next(plan for plan in result.plans if plan.candidate.added == added)
-        write_file(file, json.dumps({"layers": best.candidate.slices, "difference": best.difference.value}))
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    plans = json.loads((found / "plans.json").read_text(encoding="utf-8"))["plans"]
+    best: dict[str, Any] = next(plan for plan in plans if plan["added"] == added)
+    return best
 
 
 def flops_of(base: Path, plan: Mapping[str, Any] | None, length: int) -> int:

@@ -32,7 +32,7 @@ def commands(text: str) -> list[list[str]]:
     for part in (part.strip().removeprefix("$ ") for line in lines for part in re.split(r"\s(?:&&|\|)\s", line)):
         if match := re.match(rf"{LAUNCHERS}(?:python -m )?deepen(?: (.*)|$)", part):
             words = shlex.split(match[1] or "", comments=True)
-            found.append([*itertools.takewhile(lambda word: word not in {">", ">>", "<", "&"}, words)])
+            found.append([*itertools.takewhile(lambda word: word[:1] not in {*"><&("}, words)])
     return found
 
 

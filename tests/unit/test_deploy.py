@@ -72,13 +72,13 @@ def start(cluster: dict[str, str], *words: str) -> "subprocess.Popen[str]":
 def test_told_to_end_the_job_saves_goes_back_into_the_queue_and_continues(cluster: dict[str, str], tmp_path: Path) -> None:
     job = start(cluster, "tiny.yaml", "--out", str(tmp_path / "out"))
     metrics = tmp_path / "out" / ".pretrain.partial" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text().count('"loss"') > 4):
         assert time.monotonic() < deadline
         assert job.poll() is None, job.communicate()[1]
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)  # as SLURM does, to the script alone
-    _, errors = job.communicate(timeout=120)
+    _, errors = job.communicate(timeout=300)
     assert job.returncode == 143, errors
     assert "the same command continues" in errors
     assert (tmp_path / "log").read_text() == "requeue 77\n"
@@ -86,7 +86,7 @@ def test_told_to_end_the_job_saves_goes_back_into_the_queue_and_continues(cluste
     assert 4 < int(saved.name) < 120
 
     again = start(cluster, "tiny.yaml", "--out", str(tmp_path / "out"))
-    _, errors = again.communicate(timeout=120)
+    _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     rows = [json.loads(line) for line in (tmp_path / "out" / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 121))
@@ -95,7 +95,7 @@ def test_told_to_end_the_job_saves_goes_back_into_the_queue_and_continues(cluste
 
 def test_a_mistake_does_not_go_back_into_the_queue(cluster: dict[str, str], tmp_path: Path) -> None:
     job = start(cluster, "tiny.yaml", "--set", "pretrain.token=5")
-    _, errors = job.communicate(timeout=120)
+    _, errors = job.communicate(timeout=300)
     assert job.returncode == 2
     assert errors.count("token") >= 1
     assert errors.count("error:") == 1, "the first process speaks for all"
