@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -91,7 +93,7 @@ def save_state(
             shutil.rmtree(left)
     wait()
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_errors():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")  # one process is a group too
         save({"model": weights, "optimizer": moments}, checkpoint_id=partial)
     if rank() == 0:
@@ -118,7 +120,7 @@ def load_state(folder: Path, run: str, model: torch.nn.Module, optimizer: torch.
     if not steps:
         return 0
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_errors():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
         load({"model": weights, "optimizer": moments}, checkpoint_id=folder / _FOLDER / run / str(steps[-1]))
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_OPTIONS)
@@ -136,6 +138,15 @@ def scratch(folder: Path) -> Path:
 def discard_state(folder: Path, run: str = "") -> None:
     """Remove what only an unfinished run needs: a run's states, or all that is there."""
     shutil.rmtree(folder / _FOLDER / run, ignore_errors=True)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what failed itself: torch wraps it, a full disk too, in an exception that is no `Exception`."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(failure for failure, _ in error.failures.values()) from None
 
 
 def _steps(states: Path) -> list[int]:
