@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -234,9 +235,7 @@ class Trials:
         end = self.largest if kind in {"bytes", "full"} else self.report.calls
         count = min(count, end)
         edges = [1 + end * part // count for part in range(count + 1)]
-        return [
-            Fault(kind, self.random.randrange(low, max(high, low + 1))) for low, high in zip(edges, edges[1:], strict=False)
-        ]
+        return [Fault(kind, self.random.randrange(low, max(high, low + 1))) for low, high in itertools.pairwise(edges)]
 
 
 @contextlib.contextmanager
