@@ -19,6 +19,7 @@ from deepen.errors import DeepenError, printable
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+_STOPPED = {_INTERRUPTED, _TERMINATED}
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 app = typer.Typer(
@@ -77,6 +78,8 @@ def run_program(words: Sequence[str]) -> int:
             traceback.print_exc()
         return _explain(error)
     except SystemExit as leave:
+        if leave.code == _TERMINATED:
+            return _say("terminated\n  Next: run the same command again", _TERMINATED)
         return _explain(leave.__context__) if isinstance(leave.__context__, BrokenPipeError) else _code(leave.code)
     if code == _INTERRUPTED:
         return _explain(KeyboardInterrupt())
@@ -139,8 +142,8 @@ def _say(message: str, code: int) -> int:
             from rich.console import Console
             from rich.text import Text
 
-            head = "" if code == _INTERRUPTED else "error: "
+            head = "" if code in _STOPPED else "error: "
             Console(stderr=True).print(Text.assemble((head, "bold red"), text), soft_wrap=True)
         else:
-            print(text if code == _INTERRUPTED else f"error: {text}", file=sys.stderr)
+            print(text if code in _STOPPED else f"error: {text}", file=sys.stderr)
     return code

@@ -145,9 +145,18 @@ def synthesize(
     partial = partial_path(out)
     begun = partial.is_file() and partial.stat().st_size > 0
     client = Client(endpoint, _key(api_key_file), timeout=timeout, retries=retries)
+    ours: list[Path] = []
+
+    def take_back(kind: object, *_: object) -> None:
+        if kind is not None and not out.exists():  # a set of files that did not become whole would be refused as existing
+            for file in ours:
+                file.unlink(missing_ok=True)
+
     with ExitStack() as stack:
+        stack.push(take_back)
         # the rows appear last of all, so that whoever sees them sees everything
         targets = [stack.enter_context(new_file(file, overwrite=overwrite or (begun and file != out))) for file in files]
+        ours += [file for file in files[1:] if begun or not file.exists()]
         answers = stack.enter_context(Journal(cache))
         benchmarks = open_index(exclude_benchmarks) if exclude_benchmarks else None
         used, left_out = _seeds(seeds, limit, similarity, benchmarks, skip_unanswered=skip_unanswered)

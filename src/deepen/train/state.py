@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def save_state(
             shutil.rmtree(left)
     wait()
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_errors():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")  # one process is a group too
         try:
             save({"model": weights, "optimizer": moments}, checkpoint_id=partial)
@@ -125,7 +126,7 @@ def load_state(folder: Path, run: str, model: torch.nn.Module, optimizer: torch.
     if not steps:
         return 0
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_errors():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
         load({"model": weights, "optimizer": moments}, checkpoint_id=folder / _FOLDER / run / str(steps[-1]))
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_OPTIONS)
@@ -143,6 +144,15 @@ def scratch(folder: Path) -> Path:
 def discard_state(folder: Path, run: str = "") -> None:
     """Remove what only an unfinished run needs: a run's states, or all that is there."""
     shutil.rmtree(folder / _FOLDER / run, ignore_errors=True)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise what failed itself: torch wraps it, a full disk too, in an exception that is no `Exception`."""
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(failure for failure, _ in error.failures.values()) from None
 
 
 def _steps(states: Path) -> list[int]:

@@ -1,0 +1,20 @@
+"""Disks that are full, failing, read-only or writing short, under each verb; a source that changes while it is read."""
+
+import pytest
+
+from faults.runs import run_trials
+from faults.verbs import VERBS
+
+COUNTS = {"ENOSPC": 1, "EIO": 1, "EROFS": 1, "short": 1, "full": 1}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    return run_trials(tmp_path_factory.mktemp("storage") / "report.json", COUNTS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_failing_disk_is_told_and_leaves_nothing_wrong(reports, verb):
+    report = reports[verb]
+    assert report["violations"] == []
+    assert report["trials"] == COUNTS
