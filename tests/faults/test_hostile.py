@@ -11,6 +11,7 @@ import pytest
 from deepen.errors import CheckpointError, PlanError
 from deepen.export.vocabulary import read_vocabulary
 from deepen.plan.file import read_plan
+from exportable import gpt2_style, write_byte_level
 
 TESTS = Path(__file__).parents[1]
 COUNT = 22_000
@@ -31,16 +32,11 @@ def test_no_hostile_file_does_more_than_being_refused(tmp_path):
 
 @pytest.mark.parametrize("added", ["x", [3], ["x"], [[]], [{}], [{"id": []}], {"a": 1}])
 def test_a_tokenizer_with_nonsense_among_its_tokens_is_refused(tmp_path, added):
-    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
-    tokenizer = {
-        "model": model,
-        "pre_tokenizer": {"type": "ByteLevel"},
-        "decoder": {"type": "ByteLevel"},
-        "added_tokens": added,
-    }
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    write_byte_level(tmp_path, gpt2_style())
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": added}))
     with pytest.raises(CheckpointError, match="tokenizer"):
-        read_vocabulary(tmp_path, 8, {})
+        read_vocabulary(tmp_path, 512, {})
 
 
 def test_a_plan_of_another_depth_says_what_next(tmp_path):
