@@ -78,6 +78,17 @@ def read_vocabulary(folder: Path, size: int, config: Mapping[str, Any]) -> Vocab
         CheckpointError: there is no tokenizer, or its files contradict each other or the model.
         UnsupportedModelError: llama.cpp has no tokenizer that does the same.
     """
+    try:
+        return _read(folder, size, config)
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:  # a file from a stranger
+        raise CheckpointError(
+            f"the tokenizer's files are not as tokenizers are written ({type(error).__name__}: {str(error)[:100]})",
+            where=folder,
+            next="download the tokenizer again",
+        ) from error
+
+
+def _read(folder: Path, size: int, config: Mapping[str, Any]) -> Vocabulary:
     tokenizer = _json(folder, "tokenizer.json")
     settings = {**_json(folder, "special_tokens_map.json"), **_json(folder, "tokenizer_config.json")}
     if tokenizer and _is_byte_level(tokenizer):

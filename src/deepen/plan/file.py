@@ -29,7 +29,10 @@ def read_plan(file: Path, source_layers: int) -> Plan:
     try:
         plan = _mergekit(data, source_layers) if "slices" in data else _own(data, source_layers)
         if plan.source_layers != source_layers:
-            raise PlanError(f"the plan is for a base of {plan.source_layers} layers, but this one has {source_layers}")
+            raise PlanError(
+                f"the plan is for a base of {plan.source_layers} layers, but this one has {source_layers}",
+                next="give the base that it was made for, or another plan",
+            )
         return plan
     except PlanError as error:
         raise PlanError(error.what, where=file, next=error.next) from error
