@@ -71,6 +71,7 @@ def test_a_wrong_tensor_is_noticed(tmp_path, monkeypatch):
     assert benchmark.is_right(source, hashes)
 
 
+@pytest.mark.nightly
 def test_the_smallest_tokenising_benchmark_runs_and_reports(tmp_path):
     model = write_checkpoint(tmp_path / "model")
     (tmp_path / "text").mkdir()
@@ -165,6 +166,7 @@ def test_the_smallest_summarising_benchmark_runs_and_reports(tmp_path):
     assert result["tokens_read_and_written"] > result["document_tokens"]
 
 
+@pytest.mark.nightly
 def test_the_smallest_evidence_is_gathered_and_told(tmp_path):
     model = write_model(tmp_path / "tiny", num_hidden_layers=6)
     text, other = write_text(tmp_path / "train.txt", 1500), write_text(tmp_path / "valid.txt", 400, seed=1)

@@ -8,6 +8,9 @@ from faults.verbs import VERBS
 COUNTS = {"ENOSPC": 1, "EIO": 1, "EROFS": 1, "short": 1, "full": 1}
 
 
+pytestmark = pytest.mark.nightly  # a minute and a half; test_kill.py stays in every run
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     return run_trials(tmp_path_factory.mktemp("storage") / "report.json", COUNTS)

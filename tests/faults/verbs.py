@@ -114,8 +114,16 @@ def contents(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
         path = folder / name
         files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
         shown = {each.relative_to(folder).as_posix(): each for each in files}
-        found |= {name: timeless(each) for name, each in shown.items() if "/." not in name}  # what is hidden claims nothing
+        found |= {name: timeless(each) for name, each in shown.items() if not _claims_nothing(name, each)}
     return found
+
+
+def _claims_nothing(name: str, file: Path) -> bool:
+    """What is hidden; the record of a stage that has begun; a run's report, which is drawn again from the records beside it."""
+    if "/." in name or file.stem == "report":
+        return True
+    content = json.loads(file.read_bytes()) if file.suffix == ".json" else None
+    return isinstance(content, dict) and content.items() >= {"result": None, "output": None}.items()
 
 
 def timeless(file: Path) -> bytes:

@@ -18,6 +18,7 @@ from deepen.errors import CheckpointError, Refuted, StorageError
 from deepen.recipe import STAGES
 from deepen.units import parse_bytes, parse_count
 
+ESTIMATE = {"gpu", "gpus", "tokens", "sequence_length", "mfu", "price"}  # of `plan`: a function of its own, `estimate_training`
 VERBS = {
     "plan": (build.plan, "deepen.plan", "describe"),
     "doctor": (build.doctor, "deepen.doctor", "doctor"),
@@ -125,7 +126,7 @@ def test_options_are_the_arguments_of_the_python_function(verb: str) -> None:
     for option, parameter in inspect.signature(command).parameters.items():
         # summaries of each file are a function of their own, `summarize_each`
         if option in {"json", "context", "file", "show_prompt", "explain", "each"} or (
-            verb == "plan" and option in {"output", "overwrite"}
+            verb == "plan" and option in {"output", "overwrite", *ESTIMATE}
         ):
             continue
         assert option in takes or option in plan_options

@@ -524,7 +524,7 @@ def test_windows_that_do_not_fit_the_model_are_refused():
         window_log_likelihoods(smollm2(), [[1, 49152]])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_perplexity_of_smollm2_in_llama_cpp():
     """Reference: 19.50 for the same weights in float32; llama.cpp also rounds the activations to 8 bits."""
     text = DATA / "text" / "wikitext2" / "valid.txt"

@@ -28,6 +28,7 @@ def smollm2():
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
+@pytest.mark.nightly
 def test_a_killed_run_comes_to_the_text_of_an_undisturbed_one(smollm2, tmp_path, capsys):
     (tmp_path / "facts.txt").write_text(FACTS, encoding="utf-8")
     (tmp_path / "outline.md").write_text(OUTLINE, encoding="utf-8")

@@ -97,7 +97,7 @@ def run(
                 if on_stage is not None:
                     on_stage(number, len(steps), stage)
                 if stage["status"] == "done":
-                    stage |= {key: value for key, value in record.read_record(step).items() if key in {"seconds", "result"}}
+                    stage |= record.complete_record(step, hashes)
                 else:
                     stage |= _make(step, key, hashes, overwrite=overwrite)
                 stage["model"] = measure(step.model)

@@ -31,6 +31,15 @@ def finish_record(step: Step, key: str, result: dict[str, Any] | None, seconds: 
     return {"seconds": record["seconds"], "result": result}
 
 
+def complete_record(step: Step, hashes: Hashes) -> dict[str, Any]:
+    """The record of a stage that is done; what came of it is added where a run was stopped before it could say so."""
+    record = read_record(step)
+    if record.get("output") is None:
+        record["output"] = _output(step, record["result"], hashes)
+        _write(step, record)
+    return {"seconds": record["seconds"], "result": record["result"]}
+
+
 def adopt(step: Step, hashes: Hashes) -> None:
     """Take the output as it is from now on, and say so in the record."""
     record = read_record(step)
