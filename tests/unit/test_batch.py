@@ -211,7 +211,7 @@ def test_refused_lines_keep_their_place_and_the_rest_goes_on(gguf, tmp_path, cap
 
 
 def test_another_model_file_or_option_does_not_continue(gguf, tmp_path, capsys):
-    source = write(tmp_path / "in.jsonl", [line(str(number), max_tokens=100) for number in range(30)])
+    source = write(tmp_path / "in.jsonl", [line(str(number), max_tokens=100) for number in range(600)])
     out, partial = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.partial"
     with start(gguf, source, out) as process:
         wait_for((partial / "answers.jsonl").is_file, process)
