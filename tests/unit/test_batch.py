@@ -211,10 +211,11 @@ def test_refused_lines_keep_their_place_and_the_rest_goes_on(gguf, tmp_path, cap
 
 
 def test_another_model_file_or_option_does_not_continue(gguf, tmp_path, capsys):
-    source = write(tmp_path / "in.jsonl", [line(str(number), max_tokens=100) for number in range(600)])
+    source = write(tmp_path / "in.jsonl", [line(str(number), max_tokens=100) for number in range(60)])
     out, partial = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.partial"
     with start(gguf, source, out) as process:
-        wait_for((partial / "answers.jsonl").is_file, process)
+        answers = partial / "answers.jsonl"
+        wait_for(lambda: answers.is_file() and answers.read_bytes().count(b"\n") > 1, process)  # its head, and an answer
         process.terminate()
     kept = (partial / "answers.jsonl").read_bytes()
     with pytest.raises(OutputError, match="seed was 0, now 1"):
