@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import deepen
+from deepen.apps.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.documents import make_document, passages, with_chapters
 from deepen.apps.summary import Settings, summarize_documents
 from deepen.apps.summary.chunks import Branch, Chunk, branch, depth, gather, pack, read_blocks
-from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.summary.said import Listener, central, kept, words_of
 from deepen.engine.llamacpp import LlamacppEngine
 from deepen.engine.openai import OpenAIEngine

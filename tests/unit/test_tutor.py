@@ -14,8 +14,8 @@ import pytest
 
 import deepen
 from classroom import MODEL, PAGES, lesson, opened
+from deepen.apps.numbers import in_words
 from deepen.apps.tutor import learner_progress
-from deepen.apps.tutor.numbers import in_words
 from deepen.apps.tutor.turn import RUNGS
 from deepen.data.values import final_answer, read_value, same_value
 from deepen.errors import DataError, UnsupportedModelError

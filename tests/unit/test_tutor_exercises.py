@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from deepen.apps.numbers import in_words, numbers_in_words, with_digits
 from deepen.apps.tutor import spacing
 from deepen.apps.tutor.exercise import Exercise, judge
 from deepen.apps.tutor.guard import gives_away, names_answer, usable
 from deepen.apps.tutor.ladder import State, climb
-from deepen.apps.tutor.numbers import in_words, numbers_in_words, with_digits
 from deepen.apps.tutor.skills import TOPICS, example, find_skills, make_exercise, skills_for
 from deepen.apps.tutor.turn import LEVELS, RUNGS
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from deepen.apps.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.documents import Document, neutral
 from deepen.apps.summary.chunks import Chunk, Group, Read, branch, depth, gather, read_blocks
-from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.summary.prompts import PART_WORDS, Prompts, tokens_for
 from deepen.apps.summary.result import Chunks, Citation, Settings, Summary
 from deepen.apps.summary.work import Kept, Part, Request, answer_all, ask

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from deepen.apps.claims import ABBREVIATION
 from deepen.apps.grounded import is_bullet, sentences
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")  # some scripts have no spaces
@@ -29,11 +30,6 @@ _MOST_SENTENCES = 2000  # that are weighed to find the central ones
 _END = re.compile(r"(?<=[.!?])[\"'\u201d\u2019)\]]*\s+|(?<=[\u3002\uff01\uff1f])|\n\s*\n|\n(?=\s*(?:[-*•#|]|\d{1,2}[.)]\s))")
 _STOPS = ".!?\u3002\uff01\uff1f\"'\u201d\u2019)"
 _ENDED = re.compile(r"[.!?:\u3002\uff01\uff1f][\"'\u201d\u2019)\]*]*\s*$")
-ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Sen|Rep|Gov|Sr|Jr|vs|cf|No|Fig|Nos|Vol|approx)|\be\.g|\bi\.e"
-    r"|(?<![\w.])[A-Z]|\b[A-Z](?:\.[A-Z])+)\.\s*$"
-)
-"""A full stop that ends no sentence, at the end of a text."""
 COMMON = frozenset(
     re.findall(
         r"\w+",

@@ -11,8 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deepen.apps.claims import Known, unsupported_numbers
 from deepen.apps.summary.chunks import Chunk, Group
-from deepen.apps.summary.claims import Known, unsupported_numbers
 from deepen.apps.summary.said import Listener, Sentence, central, kept
 from deepen.engine import Chunk as Piece
 from deepen.engine import Engine, Prompt

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
+from deepen.apps.claims import Known, unsupported_numbers
 from deepen.apps.documents import Passage
 from deepen.apps.grounded import without_labels
 from deepen.apps.stems import Stemmer
 from deepen.apps.summary.chunks import Read
-from deepen.apps.summary.claims import Known, unsupported_numbers
 from deepen.apps.summary.result import Citation
 from deepen.apps.summary.said import COMMON, Sentence
 

@@ -11,7 +11,7 @@ from math import gcd
 from typing import Literal
 
 from deepen.apps.alike import Alike
-from deepen.apps.tutor.numbers import with_digits
+from deepen.apps.numbers import with_digits
 from deepen.apps.tutor.turn import Level, Origin
 from deepen.data.algebra import rational, scaled
 from deepen.data.values import Value, final_answer, read_value, same_value

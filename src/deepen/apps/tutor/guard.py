@@ -14,8 +14,8 @@ from fractions import Fraction
 from itertools import pairwise
 
 from deepen.apps.documents import neutral
+from deepen.apps.numbers import in_words, numbers_in_words
 from deepen.apps.tutor.exercise import Exercise, plain_words
-from deepen.apps.tutor.numbers import in_words, numbers_in_words
 from deepen.data.algebra import rational
 from deepen.data.values import read_value
 

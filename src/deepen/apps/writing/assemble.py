@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
+from deepen.apps.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.writing.facts import Facts, Number, Verdict
 from deepen.apps.writing.kinds import KINDS, Assignment, Planned
 from deepen.apps.writing.outline import Outline

@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+from deepen.apps.claims import Known, unsupported_numbers
 from deepen.apps.grounded import sentences
-from deepen.apps.summary.claims import Known, unsupported_numbers
 from deepen.apps.writing.assemble import Assembly, shows_headings
 from deepen.apps.writing.draft import TOLERANCE, Draft, is_better, put_first, quote
 from deepen.apps.writing.facts import Fact, Facts, Verdict

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from deepen.apps.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.documents import Found, neutral
 from deepen.apps.evidence import question_parts
 from deepen.apps.grounded import sentences
 from deepen.apps.knowledge import Hit, readable
-from deepen.apps.summary.claims import Known, unsupported_names, unsupported_numbers
 from deepen.apps.support import open_knowledge
 
 _SUPPORTED = 0.5  # of a sentence's words, by weight, stand in a fact

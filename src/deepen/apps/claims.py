@@ -7,21 +7,18 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from deepen.apps.summary.said import ABBREVIATION
+from deepen.apps.numbers import LARGE, spelled_numbers
 
-_UNITS = re.findall(
-    r"\w+",
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
-    " nineteen",
+ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|Gen|Col|Capt|Lt|Sgt|Rev|Hon|Sen|Rep|Gov|Sr|Jr|vs|cf|No|Fig|Nos|Vol|approx)|\be\.g|\bi\.e"
+    r"|(?<![\w.])[A-Z]|\b[A-Z](?:\.[A-Z])+)\.\s*$"
 )
-_TENS = re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety")
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+"""A full stop that ends no sentence, at the end of a text."""
 _ORDINALS = {
     "first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
     "tenth": 10, "eleventh": 11, "twelfth": 12, "once": 1, "twice": 2, "dozen": 12, "half": 2, "double": 2, "both": 2,
-    "couple": 2, "pair": 2, "triple": 3, "thrice": 3, "quarter": 4, "one": 1, **_SCALES,
+    "couple": 2, "pair": 2, "triple": 3, "thrice": 3, "quarter": 4, "one": 1, **LARGE,
 }  # fmt: skip
-_WORDS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * value for value, word in enumerate(_TENS, start=2)}
 _LONG_MONTHS = re.findall(r"\w+", "january february march april may june july august september october november december")
 _MONTHS = {name: number for number, month in enumerate(_LONG_MONTHS, start=1) for name in (month, month[:3])}
 _SPACES = "\u00a0\u202f\u2009"
@@ -37,6 +34,7 @@ _BEGINS = re.compile(
     r"(?:^|[.!?…:;]['\"\u201d\u2019)\]*_]*\s+|[\"\u201c\u201e«\u2018(\[]\s*|\n\s*(?:[-*•#>]+|\d+[.)])?\s*|[-*•\u2014\u2013]\s+)[*_]*$"
 )
 _NO_NAMES = {"I", "I'm", "I\u2019m", "Mr", "Mrs", "Ms", "Dr"}
+_NO_NUMBERS = {"one", "half", "quarter", "third", *LARGE}  # by themselves
 _LOOK_BACK = 12
 
 
@@ -108,7 +106,7 @@ def _numbers(text: str) -> Iterator[tuple[str, set[Decimal], set[Decimal]]]:
         wholes, parts = _readings(match[0])
         shown = match[0]
         if scale := _SCALE.match(text, match.end()):  # what is 1.5 million here may be 1,500,000 there
-            shown, wholes, parts = shown + scale[0], {value * _SCALES[scale[1].lower()] for value in wholes}, set()
+            shown, wholes, parts = shown + scale[0], {value * LARGE[scale[1].lower()] for value in wholes}, set()
         elif letter := _LETTER.match(text, match.end()):
             wholes = wholes | {value * _LETTERS[letter[0].lower()] for value in wholes}
         yield shown, wholes, parts
@@ -136,41 +134,14 @@ def _readings(number: str) -> tuple[set[Decimal], set[Decimal]]:
 
 
 def _spelled(text: str) -> Iterator[tuple[str, set[Decimal], set[Decimal]]]:
-    """Numbers in English words: `two`, `twenty-five`, `three hundred and six thousand`."""
-    shown: list[str] = []
-    begun = 0
-    total = held = 0
-    last = 0
-    matches = [*re.finditer(r"[A-Za-z]+", text)]
-    for place, match in enumerate([*matches, None]):
-        word = match[0].lower() if match else ""
-        near = match is not None and (not shown or re.fullmatch(r"[ \u00a0\n-]+", text[last : match.start()]) is not None)
-        follows = matches[place + 1][0].lower() if place + 1 < len(matches) else ""
-        if match and near and word in _WORDS and _fits(held, _WORDS[word]):
-            held += _WORDS[word]
-        elif match and near and shown and word in _SCALES:
-            held *= _SCALES[word]
-            if word != "hundred":
-                total, held = total + held, 0
-        elif match and near and shown and word == "and" and held % 100 == 0 and held and follows in _WORDS:
-            last = match.end()
+    """Numbers in English words: `two`, `twenty-five`, `three hundred and six thousand`, `two thirds`."""
+    for start, end, value in spelled_numbers(text):
+        shown = text[start:end]
+        if shown.lower() in _NO_NUMBERS:
             continue
-        else:
-            if " ".join(shown).lower() not in {"", "one"}:
-                yield text[begun:last], {Decimal(total + held)}, set()
-            shown, total, held = [], 0, 0
-            if match and word in _WORDS:
-                shown, held, begun, last = [match[0]], _WORDS[word], match.start(), match.end()
-            continue
-        assert match is not None
-        begun = begun if shown else match.start()
-        shown.append(match[0])
-        last = match.end()
-
-
-def _fits(held: int, value: int) -> bool:
-    """Whether a number may follow in the same number: `twenty` `five`, `hundred` `twelve`."""
-    return held == 0 or (held % 100 == 0 and value < 100) or (held % 10 == 0 and held % 100 >= 20 and 0 < value < 10)
+        size, below = abs(value.numerator), value.denominator
+        is_fraction = below > 1 and "point" not in shown.lower()
+        yield shown, {Decimal(size) / below}, {Decimal(size), Decimal(below)} if is_fraction else set()
 
 
 def _plain(text: str) -> str:

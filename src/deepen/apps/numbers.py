@@ -15,7 +15,7 @@ _ONES: tuple[str, ...] = tuple(
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _TENS |= {"fourty": 40}
 _SMALL = {word: value for value, word in enumerate(_ONES)} | _TENS
-_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ORDINALS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8, "ninth": 9,
     "tenth": 10, "eleventh": 11, "twelfth": 12, "fifteenth": 15, "sixteenth": 16, "twentieth": 20, "hundredth": 100,
@@ -27,20 +27,20 @@ _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*|[^\sa-z\d-]")
 
 def numbers_in_words(text: str) -> list[Fraction]:
     """The numbers that a text says in English words, in order; a fraction as one."""
-    return [value for _, _, value in _found(text)]
+    return [value for _, _, value in spelled_numbers(text)]
 
 
 def with_digits(text: str) -> str:
     """The text with digits in the place of numbers in words."""
     pieces, place = [], 0
-    for start, end, value in _found(text):
+    for start, end, value in spelled_numbers(text):
         pieces += [text[place:start], str(value)]
         place = end
     return "".join([*pieces, text[place:]])
 
 
-def _found(text: str) -> list[tuple[int, int, Fraction]]:
-    """Numbers in words with their places."""
+def spelled_numbers(text: str) -> list[tuple[int, int, Fraction]]:
+    """Numbers in English words with their places, in order; a fraction is one."""
     words = [(each.start(), each.end(), each[0]) for each in _WORD.finditer(text.lower())]
     found, place = [], 0
     while place < len(words):
@@ -94,14 +94,14 @@ def _whole(words: list[tuple[int, int, str]], place: int) -> tuple[int, int]:
             if value >= before or (before < 20):  # "five six" are two numbers
                 break
             part, before = part + value, value
-        elif word in _LARGE:
+        elif word in LARGE:
             part = part or (0 if total else 1)  # a hundred
             if word == "hundred":
                 part *= 100
             else:
-                total, part = total + part * _LARGE[word], 0
+                total, part = total + part * LARGE[word], 0
             before = 100
-        elif word == "and" and place > start and words[place - 1][2] in _LARGE and _is_small(words, place + 1):
+        elif word == "and" and place > start and words[place - 1][2] in LARGE and _is_small(words, place + 1):
             pass
         else:
             break
