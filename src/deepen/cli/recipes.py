@@ -126,10 +126,8 @@ def _print_report(report: dict[str, Any]) -> None:
             print_text(f"\n{stage['name']}: {line}")
         if "text" in (stage["result"] or {}):
             print_text(f"\n{stage['name']}: {stage['prompt']}\n  {stage['result']['text'].strip()}")
-    for picture in report["pictures"]:
-        print_text(f"\npicture: {picture}")
-    for file in report["reports"]:
-        print_text(f"\nreport: {file}")
+    files = [f"{kind}: {file}" for kind in ("picture", "report") for file in report[f"{kind}s"]]
+    print_text("\n" + "\n".join(files))
     if all(stage["status"] == "done" for stage in report["stages"]):
         print_text(f"\nnothing to do: all {len(report['stages'])} stages were done already")
 
